@@ -1,0 +1,312 @@
+"""The typed recipe: everything that a training run or a model is built from.
+
+A recipe is a YAML file with three sections, `model`, `data` and `train`. Reading, overriding and type checks are
+OmegaConf's; this module adds the schema, the nearest known key to a misspelt one, and the checks that
+types alone cannot express.
+"""
+
+import dataclasses
+import difflib
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+BACKBONES = ("vgg16", "mobilenet_v1")
+OPTIMIZERS = ("sgd", "adam")
+SCHEDULES = ("multistep", "cosine")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+class ConfigError(ValueError):
+    """A recipe that cannot be used; the message names the key and what to do."""
+
+
+@dataclass
+class BackboneConfig:
+    """The network that produces the four feature maps.
+
+    Attributes:
+        name: one of `BACKBONES`.
+        alpha: width multiplier of the MobileNets; other backbones need 1.
+    """
+
+    name: str = "vgg16"
+    alpha: float = 1.0
+
+
+@dataclass
+class DetectionConfig:
+    """From scores and boxes to detections. Defaults: the released VOC protocol; the paper's text has 400 and 200.
+
+    Attributes:
+        score_threshold: a class score must lie above it.
+        iou_threshold: a box is suppressed by a better one of its class that overlaps it more than this.
+        pre_suppression_top_k: best anchors of each class that enter suppression; 0 takes all.
+        max_detections: detections of one image, over all classes, that leave it.
+    """
+
+    score_threshold: float = 0.01
+    iou_threshold: float = 0.45
+    pre_suppression_top_k: int = 1000
+    max_detections: int = 500
+
+
+@dataclass
+class ModelConfig:
+    """Everything that defines a `RefineDet`; it travels inside the saved model.
+
+    Attributes:
+        classes: names of the object classes, in the order of their indices; background is not among them.
+        input_size: height and width in pixels, multiples of 64.
+        backbone: the network below.
+        width: channels of the transfer connection blocks, P3 to P6.
+        separable: 3x3 convolutions of transfer connection blocks and heads are depthwise-separable.
+        batch_norm: batch normalisation in the transfer connection blocks (and inside separable convolutions).
+        anchor_sizes: side in pixels of the square anchor at strides 8, 16, 32, 64. The paper: 4 x stride.
+        arm_positive_iou: IoU from which an anchor is an object in the ARM's matching.
+        arm_negative_iou: IoU below which an unmatched anchor may be mined as a negative of the ARM. Anchors between
+            the two are ignored. (The authors advise 0.7 and 0.3 for reproducing the paper's best VOC figure.)
+        objectness_threshold: anchors whose ARM objectness is lower are no candidates for the ODM's hard negatives and
+            give no detections (background confidence above 0.99 in the paper). 0 switches the filter off.
+        negative_ratio: hard negatives for each positive of an image.
+        detection: suppression settings of `predict` and of exported models.
+    """
+
+    classes: list[str] = MISSING
+    input_size: list[int] = field(default_factory=lambda: [320, 320])
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    width: int = 256
+    separable: bool = False
+    batch_norm: bool = False
+    anchor_sizes: list[float] = field(default_factory=lambda: [32.0, 64.0, 128.0, 256.0])
+    arm_positive_iou: float = 0.5
+    arm_negative_iou: float = 0.5
+    objectness_threshold: float = 0.01
+    negative_ratio: float = 3.0
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
+
+
+@dataclass
+class AugmentationConfig:
+    """The steps of the paper's training augmentation, each of which can be left out.
+
+    Attributes:
+        photometric: random brightness, contrast, saturation and hue.
+        expand_max_ratio: with probability 1/2 the image is put on a canvas of up to this many times its sides; 1: never.
+        random_crop: the IoU-constrained crop of SSD.
+        flip: horizontal mirror with probability 1/2.
+        random_interpolation: resize with one of several methods at random instead of bilinear.
+    """
+
+    photometric: bool = True
+    expand_max_ratio: float = 4.0
+    random_crop: bool = True
+    flip: bool = True
+    random_interpolation: bool = True
+
+
+@dataclass
+class DataConfig:
+    """What is read from `--data_dir`, a folder in VOC layout (Annotations, ImageSets/Main, JPEGImages).
+
+    Attributes:
+        train_splits: names of lists in ImageSets/Main to train on.
+        val_splits: lists to evaluate on.
+        max_boxes: objects of one image that a training batch holds; further ones are dropped and counted.
+        cache: keep decoded training images in memory.
+        augmentation: what is done to training images.
+    """
+
+    train_splits: list[str] = field(default_factory=lambda: ["train"])
+    val_splits: list[str] = field(default_factory=lambda: ["val"])
+    max_boxes: int = 100
+    cache: bool = False
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+
+
+@dataclass
+class TrainConfig:
+    """How the model is trained.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images of one step, over all GPUs.
+        optimizer: one of `OPTIMIZERS`. `sgd` is the paper's: momentum, twice the rate and no decay for biases.
+        learning_rate: the rate after the warm-up.
+        schedule: `multistep` multiplies the rate by `decay_rate` after each of `decay_epochs`; `cosine` lets it fall
+            to zero at the last step.
+        decay_epochs: the boundaries of `multistep`.
+        decay_rate: the factor of `multistep`.
+        warmup_steps: steps over which the rate first rises linearly.
+        momentum: of `sgd`.
+        weight_decay: `sgd`: coefficient of the L2 term added to the gradient; `adam`: decoupled (AdamW).
+        clip_norm: gradients of a larger global norm are scaled down to it; 0: never.
+        precision: Keras's precision policy, one of `PRECISIONS`.
+        jit_compile: compile the training step with XLA.
+        seed: seeds initial weights, order and augmentation.
+        weights: initial weights: a file, `imagenet` (keras.applications, a download), or nothing.
+        evaluate_every: epochs between evaluations on the validation splits; the last epoch is always evaluated.
+    """
+
+    epochs: int = 1
+    batch_size: int = 32
+    optimizer: str = "sgd"
+    learning_rate: float = 1e-3
+    schedule: str = "multistep"
+    decay_epochs: list[int] = field(default_factory=list)
+    decay_rate: float = 0.1
+    warmup_steps: int = 0
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    clip_norm: float = 0.0
+    precision: str = "float32"
+    jit_compile: bool = False
+    seed: int = 0
+    weights: str | None = None
+    evaluate_every: int = 10
+
+
+@dataclass
+class Config:
+    """A whole recipe."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def load_config(path: str | os.PathLike, overrides: list[str] | None = None) -> Config:
+    """Reads a recipe.
+
+    Args:
+        path: a YAML file.
+        overrides: `section.key=value` strings that win over the file, e.g. `["train.batch_size=8"]`.
+
+    Returns:
+        The validated recipe.
+
+    Raises:
+        ConfigError: the file is missing or no YAML, a key is unknown, or a value is unusable.
+    """
+    if not os.path.isfile(path):
+        raise ConfigError(f"There is no recipe {os.fspath(path)!r}.")
+    try:
+        with open(path, encoding="utf-8") as file:
+            recipe = OmegaConf.create(yaml.safe_load(file) or {})
+        changes = OmegaConf.from_dotlist(list(overrides or []))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{os.fspath(path)} is no readable recipe: {error}") from error
+    return _typed(Config, recipe, changes, where=os.fspath(path))
+
+
+def model_config(values: dict[str, Any]) -> ModelConfig:
+    """The `model` section from plain values, as a saved model carries it.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    return _typed(ModelConfig, OmegaConf.create(values), where="the model's configuration")
+
+
+def save_config(config: Config, path: str | os.PathLike) -> None:
+    """Writes a recipe that `load_config` reads back as it is."""
+    OmegaConf.save(OmegaConf.structured(config), path)
+
+
+def validate(config: Config) -> None:
+    """Checks a recipe that was made in Python.
+
+    Raises:
+        ConfigError: a value is unusable.
+    """
+    validate_model(config.model)
+    data, train = config.data, config.train
+    _check(bool(data.train_splits), "data.train_splits", data.train_splits, "name at least one list of ImageSets/Main")
+    _check(data.max_boxes > 0, "data.max_boxes", data.max_boxes, "must be positive")
+    ratio = data.augmentation.expand_max_ratio
+    _check(ratio >= 1, "data.augmentation.expand_max_ratio", ratio, "must be at least 1")
+    for key in ("epochs", "batch_size", "learning_rate", "evaluate_every"):
+        _check(getattr(train, key) > 0, f"train.{key}", getattr(train, key), "must be positive")
+    for key in ("warmup_steps", "weight_decay", "clip_norm"):
+        _check(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "must not be negative")
+    for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+        value = getattr(train, key)
+        _check(value in known, f"train.{key}", value, f"must be one of {', '.join(known)}{_nearest(value, known)}")
+
+
+def validate_model(model: ModelConfig) -> None:
+    """Checks the `model` section.
+
+    Raises:
+        ConfigError: a value is unusable.
+    """
+    _check(len(model.classes) > 0, "model.classes", model.classes, "name at least one class")
+    repeated = sorted({name for name in model.classes if model.classes.count(name) > 1})
+    _check(not repeated, "model.classes", model.classes, f"repeats {', '.join(repeated)}")
+    sizes = list(model.input_size)
+    multiples = len(sizes) == 2 and all(side > 0 and side % 64 == 0 for side in sizes)
+    _check(multiples, "model.input_size", sizes, "must be [height, width], both multiples of 64")
+    name = model.backbone.name
+    _check(name in BACKBONES, "model.backbone.name", name,
+           f"must be one of {', '.join(BACKBONES)}{_nearest(name, BACKBONES)}")
+    _check(model.backbone.alpha > 0, "model.backbone.alpha", model.backbone.alpha, "must be positive")
+    _check(name.startswith("mobilenet") or model.backbone.alpha == 1, "model.backbone.alpha", model.backbone.alpha,
+           f"only the MobileNets have one; leave it out for {name}")
+    _check(model.width > 0, "model.width", model.width, "must be positive")
+    anchors = list(model.anchor_sizes)
+    _check(len(anchors) == 4 and min(anchors) > 0, "model.anchor_sizes", anchors,
+           "must be four positive sizes in pixels, for strides 8, 16, 32, 64")
+    _check(0 <= model.arm_negative_iou <= model.arm_positive_iou <= 1, "model.arm_negative_iou",
+           model.arm_negative_iou, "needs 0 <= arm_negative_iou <= arm_positive_iou <= 1")
+    _check(0 <= model.objectness_threshold < 1, "model.objectness_threshold", model.objectness_threshold,
+           "must be in [0, 1)")
+    _check(model.negative_ratio >= 0, "model.negative_ratio", model.negative_ratio, "must not be negative")
+    detection = model.detection
+    for key in ("score_threshold", "iou_threshold"):
+        value = getattr(detection, key)
+        _check(0 <= value <= 1, f"model.detection.{key}", value, "must be in [0, 1]")
+    _check(detection.pre_suppression_top_k >= 0, "model.detection.pre_suppression_top_k",
+           detection.pre_suppression_top_k, "must not be negative; 0 takes all")
+    _check(detection.max_detections > 0, "model.detection.max_detections", detection.max_detections,
+           "must be positive")
+
+
+def _typed(schema: type, *layers: Any, where: str) -> Any:  # noqa: ANN401 (OmegaConf's own types are Any)
+    """Merges OmegaConf layers onto a schema and returns its dataclass, checked."""
+    structured = OmegaConf.structured(schema)
+    try:
+        config = OmegaConf.to_object(OmegaConf.merge(structured, *layers))
+    except ConfigKeyError as error:
+        section = error.parent_node if error.parent_node is not None else structured
+        known = [str(key) for key in section] if OmegaConf.is_config(section) else []
+        raise ConfigError(f"{where}: unknown key {error.full_key!r}{_nearest(str(error.key), known)}; "
+                          f"known here: {', '.join(known)}.") from error
+    except MissingMandatoryValue as error:
+        raise ConfigError(f"{where}: {error.full_key or 'classes'} must be given.") from error
+    except OmegaConfBaseException as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ConfigError(f"{where}: {error.full_key or 'the recipe'}: {reason}.") from error
+    try:
+        (validate if isinstance(config, Config) else validate_model)(config)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    return config
+
+
+def _check(condition: bool, key: str, value: object, requirement: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key} = {value!r}: {requirement}.")
+
+
+def _nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
+    match = difflib.get_close_matches(word, known, n=1)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def as_dict(config: ModelConfig) -> dict[str, Any]:
+    """A section as plain nested values, for JSON."""
+    return dataclasses.asdict(config)
