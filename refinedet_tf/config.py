@@ -275,7 +275,7 @@ def validate_model(model: ModelConfig) -> None:
            "must be positive")
 
 
-def _typed(schema: type, *layers: Any, where: str) -> Any:  # noqa: ANN401 (OmegaConf's own types are Any)
+def _typed(schema: type, *layers: Any, where: str) -> Any:
     """Merges OmegaConf layers onto a schema and returns its dataclass, checked."""
     structured = OmegaConf.structured(schema)
     try:
