@@ -1,0 +1,273 @@
+"""Average precision as PASCAL VOC defines it, in NumPy.
+
+Everingham et al., "The PASCAL Visual Object Classes (VOC) Challenge" (IJCV 2010), section 4. The area under the whole
+curve, used since VOC2010, is described in the development kit of that year.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+TRUE_POSITIVE, FALSE_POSITIVE, IGNORED = 1, 0, -1
+
+
+@dataclass(frozen=True)
+class ImageDetections:
+    """The detections of one image.
+
+    Attributes:
+        boxes: float [k, 4], (xmin, ymin, xmax, ymax) in pixels of the original image.
+        scores: float [k].
+        classes: int [k], 0-based.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    classes: np.ndarray
+
+    def __post_init__(self) -> None:
+        _check_lengths(self, "scores", "classes")
+
+
+@dataclass(frozen=True)
+class ImageTruth:
+    """The annotated objects of one image.
+
+    Attributes:
+        boxes: float [m, 4], (xmin, ymin, xmax, ymax) in pixels of the original image.
+        classes: int [m], 0-based.
+        difficult: bool [m]; such objects need not be found, and finding them is no error.
+    """
+
+    boxes: np.ndarray
+    classes: np.ndarray
+    difficult: np.ndarray
+
+    def __post_init__(self) -> None:
+        _check_lengths(self, "classes", "difficult")
+
+
+@dataclass(frozen=True)
+class ClassResult:
+    """The result of one class.
+
+    Attributes:
+        name: the class.
+        ap_11_point: mean of the interpolated precision at recall 0, 0.1, ..., 1 (VOC2007); nan without ground truth.
+        ap_area: area under the interpolated precision (VOC2010 and later); nan without ground truth.
+        ground_truths: number of objects to find, difficult ones left out.
+        detections: number of detections, those of difficult objects included.
+        recall: float [p], the curve's recall after each detection that counts, best score first.
+        precision: float [p], the precision there.
+    """
+
+    name: str
+    ap_11_point: float
+    ap_area: float
+    ground_truths: int
+    detections: int
+    recall: np.ndarray
+    precision: np.ndarray
+
+
+@dataclass(frozen=True)
+class VocResult:
+    """The results of all classes, in their order.
+
+    Attributes:
+        rows: one result per class.
+    """
+
+    rows: tuple[ClassResult, ...]
+
+    @property
+    def mean_ap_11_point(self) -> float:
+        """Mean over the classes that have ground truth; nan if none has."""
+        return _mean([row.ap_11_point for row in self.rows])
+
+    @property
+    def mean_ap_area(self) -> float:
+        """Mean over the classes that have ground truth; nan if none has."""
+        return _mean([row.ap_area for row in self.rows])
+
+    def table(self) -> str:
+        """A text table of all classes in percent, the means last; "-" stands for a class without ground truth."""
+        cells = [("class", "objects", "detections", "AP 11-point", "AP area")]
+        for row in self.rows:
+            counts = str(row.ground_truths), str(row.detections)
+            cells.append((row.name, *counts, _percent(row.ap_11_point), _percent(row.ap_area)))
+        totals = str(sum(row.ground_truths for row in self.rows)), str(sum(row.detections for row in self.rows))
+        cells.append(("mean", *totals, _percent(self.mean_ap_11_point), _percent(self.mean_ap_area)))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = []
+        for name, *numbers in cells:
+            right = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
+            lines.append("  ".join([name.ljust(widths[0]), *right]))
+        rule = "-" * len(lines[0])
+        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers for JSON, 0 to 1, without the curves; None stands for a class without ground truth."""
+        return {
+            "mean_ap_11_point": _or_none(self.mean_ap_11_point),
+            "mean_ap_area": _or_none(self.mean_ap_area),
+            "classes": {
+                row.name: {
+                    "ap_11_point": _or_none(row.ap_11_point),
+                    "ap_area": _or_none(row.ap_area),
+                    "ground_truths": row.ground_truths,
+                    "detections": row.detections,
+                }
+                for row in self.rows
+            },
+        }
+
+
+def voc_average_precision(
+    detections: Sequence[ImageDetections],
+    truths: Sequence[ImageTruth],
+    classes: Sequence[str],
+    iou_threshold: float = 0.5,
+) -> VocResult:
+    """Average precision of every class.
+
+    A detection belongs to that object of its class in its image which it overlaps most. It is a true positive if
+    their IoU lies above the threshold and no better detection has claimed the object, ignored if the object is
+    difficult, and a false positive otherwise. Boxes include their last pixel: a box is xmax - xmin + 1 wide.
+    Equal scores are ranked in the order given, by image and then within it.
+
+    Args:
+        detections: the detections of each image.
+        truths: the objects of each image, in the same order.
+        classes: the names of the classes, by index.
+        iou_threshold: the IoU that a true positive exceeds.
+
+    Returns:
+        A row for each class.
+
+    Raises:
+        ValueError: the two sequences differ in length, or an index names no class.
+    """
+    if len(detections) != len(truths):
+        raise ValueError(f"{len(detections)} images with detections but {len(truths)} with ground truth; "
+                         "give both for the same images, in the same order.")
+    if not detections:
+        raise ValueError("There is no image to evaluate.")
+    outcomes = np.concatenate([
+        _outcomes(found, truth, iou_threshold) for found, truth in zip(detections, truths, strict=True)
+    ])
+    scores = np.concatenate([found.scores for found in detections])
+    found_classes = _class_indices([found.classes for found in detections], len(classes), "detection")
+    truth_classes = _class_indices([truth.classes for truth in truths], len(classes), "ground truth")
+    difficult = np.concatenate([truth.difficult for truth in truths]).astype(bool)
+
+    rows = []
+    for index, name in enumerate(classes):
+        of_class = found_classes == index
+        best_first = np.argsort(-scores[of_class], kind="stable")
+        ranked = outcomes[of_class][best_first]
+        counted = ranked[ranked != IGNORED]
+        ground_truths = int(np.sum((truth_classes == index) & ~difficult))
+        hits = np.cumsum(counted == TRUE_POSITIVE)
+        precision = hits / np.arange(1, len(hits) + 1)
+        recall = hits / ground_truths if ground_truths else np.full(len(hits), np.nan)
+        rows.append(ClassResult(
+            name=name,
+            ap_11_point=_ap_11_point(hits, precision, ground_truths),
+            ap_area=_ap_area(hits, precision, ground_truths),
+            ground_truths=ground_truths,
+            detections=len(ranked),
+            recall=recall,
+            precision=precision,
+        ))
+    return VocResult(tuple(rows))
+
+
+def pixel_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """IoU of every pair of boxes that include their last pixel, so are xmax - xmin + 1 wide.
+
+    Args:
+        boxes: [k, 4], (xmin, ymin, xmax, ymax) in pixels.
+        others: [m, 4], likewise.
+
+    Returns:
+        float64 [k, m].
+    """
+    boxes = np.asarray(boxes, np.float64)[:, None]
+    others = np.asarray(others, np.float64)[None]
+    shared = np.minimum(boxes[..., 2:], others[..., 2:]) - np.maximum(boxes[..., :2], others[..., :2]) + 1
+    intersection = np.prod(np.maximum(shared, 0), axis=-1)
+    areas = [np.prod(corners[..., 2:] - corners[..., :2] + 1, axis=-1) for corners in (boxes, others)]
+    return intersection / (areas[0] + areas[1] - intersection)
+
+
+def _outcomes(found: ImageDetections, truth: ImageTruth, iou_threshold: float) -> np.ndarray:
+    """What each detection of one image is: int [k] of TRUE_POSITIVE, FALSE_POSITIVE, IGNORED."""
+    outcomes = np.full(len(found.scores), FALSE_POSITIVE)
+    for index in np.unique(truth.classes):
+        mine = np.flatnonzero(found.classes == index)
+        if not len(mine):
+            continue
+        mine = mine[np.argsort(-found.scores[mine], kind="stable")]
+        objects = np.flatnonzero(truth.classes == index)
+        ious = pixel_iou(found.boxes[mine], truth.boxes[objects])
+        hits = ious.max(axis=1) > iou_threshold
+        mine, claimed = mine[hits], objects[ious.argmax(axis=1)[hits]]
+        # The best object of a detection does not depend on what others claimed, so an object's
+        # true positive is simply the first detection, best score first, that names it.
+        _, first = np.unique(claimed, return_index=True)
+        outcomes[mine[first]] = TRUE_POSITIVE
+        outcomes[mine[truth.difficult[claimed].astype(bool)]] = IGNORED
+    return outcomes
+
+
+def _ap_11_point(hits: np.ndarray, precision: np.ndarray, ground_truths: int) -> float:
+    """Mean over t = 0, 0.1, ..., 1 of the highest precision at a recall of at least t."""
+    if not ground_truths:
+        return float("nan")
+    # In whole numbers, as 3 of 10 found is a recall of 0.3 but less than 3 * 0.1 in floating point.
+    reached = [10 * hits >= tenth * ground_truths for tenth in range(11)]
+    return float(np.mean([precision[mask].max(initial=0.0) for mask in reached]))
+
+
+def _ap_area(hits: np.ndarray, precision: np.ndarray, ground_truths: int) -> float:
+    """Area under the curve whose precision at a recall is the highest at that recall or any larger one."""
+    if not ground_truths:
+        return float("nan")
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    found_here = np.diff(hits, prepend=0) > 0
+    # Every object found raises the recall by 1 / ground_truths; those never found have precision 0.
+    return float(envelope[found_here].sum() / ground_truths)
+
+
+def _class_indices(per_image: list[np.ndarray], count: int, what: str) -> np.ndarray:
+    """Joins the class indices of all images after checking them."""
+    indices = np.concatenate(per_image).astype(np.int64)
+    unknown = indices[(indices < 0) | (indices >= count)]
+    if len(unknown):
+        raise ValueError(f"A {what} has class {unknown[0]}, but there are {count} classes (0 to {count - 1}).")
+    return indices
+
+
+def _check_lengths(image: ImageDetections | ImageTruth, *names: str) -> None:
+    count = len(image.boxes)
+    if np.shape(image.boxes) != (count, 4):
+        raise ValueError(f"boxes has shape {np.shape(image.boxes)}; it must be [{count}, 4].")
+    for name in names:
+        if np.shape(getattr(image, name)) != (count,):
+            raise ValueError(f"{name} has shape {np.shape(getattr(image, name))} for {count} boxes.")
+
+
+def _mean(values: list[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")
+
+
+def _percent(value: float) -> str:
+    return "-" if np.isnan(value) else f"{100 * value:.2f}"
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else value
