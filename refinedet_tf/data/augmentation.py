@@ -1,0 +1,229 @@
+"""The training augmentation of SSD, which RefineDet uses unchanged (Liu et al. 2016, section 2.2 and appendix).
+
+Every function is pure: what is random follows from `seed`, an integer tensor of shape [2]. Images are RGB, 0..255,
+and stay uint8 until they are resized, since the original works on 8-bit images and a zoomed-out canvas is large.
+Boxes are float32 `[m, 4]`, relative `(xmin, ymin, xmax, ymax)`, classes int32 `[m]`; m may be 0. Unlike the original,
+nothing is encoded as JPEG again between the steps.
+"""
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from refinedet_tf.config import AugmentationConfig
+from refinedet_tf.ops import images as image_ops
+
+MEAN_COLOUR = (123, 117, 104)  # of ImageNet, RGB; the canvas of `expand`
+CROP_MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # one sampler each; with 0 any crop of an image with objects will do
+CROP_TRIALS = 50
+RESIZE_METHODS = ("bilinear", "area", "nearest", "bicubic", "lanczos3")
+
+
+def augment(image: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor, config: AugmentationConfig,
+            size: Sequence[int], seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Applies the steps that `config` enables in the paper's order: colours, expand, crop, resize, flip.
+
+    Args:
+        image: uint8 `[h, w, 3]`.
+        boxes: `[m, 4]`.
+        classes: `[m]`.
+        config: which steps to take.
+        size: height and width of the result in pixels.
+        seed: integers `[2]`.
+
+    Returns:
+        The image, float32 `[height, width, 3]`, with the boxes `[k, 4]` and classes `[k]` that are left in it.
+    """
+    seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 5))
+    if config.photometric:
+        image = photometric_distortion(image, seeds[0])
+    if config.expand_max_ratio > 1:
+        image, boxes = expand(image, boxes, config.expand_max_ratio, seeds[1])
+    if config.random_crop:
+        image, boxes, classes = random_crop(image, boxes, classes, seeds[2])
+    image = random_resize(image, size, seeds[3]) if config.random_interpolation else image_ops.resize(image, size)
+    if config.flip:
+        image, boxes = random_flip(image, boxes, seeds[4])
+    return image, boxes, classes
+
+
+def photometric_distortion(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Changes brightness, contrast, saturation and hue, each with probability 1/2.
+
+    Brightness comes first (plus -32..32); then contrast (times 0.5..1.5), saturation (times 0.5..1.5) and hue
+    (plus -36..36 degrees) in this order or, as often, with contrast last. Every step rounds to 0..255.
+
+    Args:
+        image: uint8 `[h, w, 3]`.
+        seed: integers `[2]`.
+
+    Returns:
+        uint8 `[h, w, 3]`.
+    """
+    coins_seed, amounts_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    coins = tf.unstack(tf.random.stateless_uniform([5], coins_seed) < 0.5)
+    brightness, contrast, saturation, hue = tf.unstack(tf.random.stateless_uniform(
+        [4], amounts_seed, minval=[-32.0, 0.5, 0.5, -0.1], maxval=[32.0, 1.5, 1.5, 0.1]))  # hue in turns
+    contrast_first, contrast_last = coins[1] & coins[4], coins[1] & ~coins[4]
+
+    image = tf.cast(image, tf.float32)
+    image = _apply_if(coins[0], lambda x: x + brightness, image)
+    image = _apply_if(contrast_first, lambda x: x * contrast, image)
+    image = _apply_if(coins[2], lambda x: tf.image.adjust_saturation(x, saturation), image)
+    image = _apply_if(coins[3], lambda x: tf.image.adjust_hue(x, hue), image)
+    image = _apply_if(contrast_last, lambda x: x * contrast, image)
+    return tf.cast(image, tf.uint8)
+
+
+def _apply_if(coin: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor], image: tf.Tensor) -> tf.Tensor:
+    """The changed image, rounded and saturated as 8-bit images are, or the image as it is."""
+    return tf.cond(coin, lambda: tf.round(tf.clip_by_value(change(image), 0.0, 255.0)), lambda: image)
+
+
+def expand(image: tf.Tensor, boxes: tf.Tensor, max_ratio: float,
+           seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """With probability 1/2, puts the image somewhere on a larger canvas, so that its objects become smaller.
+
+    Args:
+        image: uint8 `[h, w, 3]`.
+        boxes: `[m, 4]`.
+        max_ratio: the sides of the canvas are those of the image times one number drawn from 1 to this; what the
+            image does not cover has the mean colour.
+        seed: integers `[2]`.
+
+    Returns:
+        The canvas, uint8 `[h * ratio, w * ratio, 3]` with sides rounded down, and the boxes relative to it.
+    """
+    coin, ratio, x, y = tf.unstack(tf.random.stateless_uniform([4], seed))
+    ratio = tf.where(coin < 0.5, 1.0 + ratio * (max_ratio - 1.0), 1.0)
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    canvas_height, canvas_width = _scaled(height, ratio), _scaled(width, ratio)
+    top, left = _scaled(canvas_height - height, y), _scaled(canvas_width - width, x)
+    bottom, right = canvas_height - height - top, canvas_width - width - left
+
+    # Rows of height x (width * 3) values: with long rows, filling and joining are plain copies.
+    rows = tf.reshape(image, [height, width * 3])
+    rows = tf.concat([_plain(height, left), rows, _plain(height, right)], axis=1)
+    rows = tf.concat([_plain(top, canvas_width), rows, _plain(bottom, canvas_width)], axis=0)
+    canvas = tf.reshape(rows, [canvas_height, canvas_width, 3])
+
+    size = tf.cast([width, height] * 2, tf.float32)
+    offset = tf.cast([left, top] * 2, tf.float32)
+    canvas_size = tf.cast([canvas_width, canvas_height] * 2, tf.float32)
+    return canvas, (boxes * size + offset) / canvas_size
+
+
+def _scaled(length: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
+    """A length in whole pixels times a factor, rounded down."""
+    return tf.cast(tf.cast(length, tf.float32) * factor, tf.int32)
+
+
+def _plain(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+    """Pixels of the mean colour, uint8 `[height, width * 3]`."""
+    row = tf.tile(tf.constant(MEAN_COLOUR, tf.uint8), [width])
+    return tf.broadcast_to(row, [height, width * 3])
+
+
+def random_crop(image: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor,
+                seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Cuts out a part of the image that has some object in it.
+
+    There are seven samplers. The first takes the whole image. Each of the others draws up to 50 crops and takes the
+    first whose IoU with at least one box reaches the sampler's bound (`CROP_MIN_IOUS`). One of the crops found is used,
+    all with equal probability. Objects stay if their centre is in the crop; their boxes are clipped to it.
+
+    Args:
+        image: uint8 `[h, w, 3]`.
+        boxes: `[m, 4]`.
+        classes: `[m]`.
+        seed: integers `[2]`.
+
+    Returns:
+        The crop, uint8, the boxes `[k, 4]` that stay, relative to it, and their classes `[k]`; k may be 0.
+    """
+    trials_seed, choice_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
+    crops = draw_crops(trials_seed)
+    overlaps = _overlaps(tf.reshape(crops, [-1, 4]), boxes)
+    best = tf.reshape(tf.reduce_max(overlaps, axis=1), [len(CROP_MIN_IOUS), CROP_TRIALS])  # -inf without boxes
+    accepted = best >= tf.constant(CROP_MIN_IOUS)[:, tf.newaxis]
+    first = tf.gather(crops, tf.argmax(accepted, axis=1), axis=1, batch_dims=1)
+    candidates = tf.concat([[[0.0, 0.0, 1.0, 1.0]], first], axis=0)
+    found = tf.concat([[True], tf.reduce_any(accepted, axis=1)], axis=0)
+    lots = tf.random.stateless_uniform(tf.shape(found), choice_seed)
+    crop = candidates[tf.argmax(tf.where(found, lots, -1.0))]
+    return _cut(image, boxes, classes, crop)
+
+
+def draw_crops(seed: tf.Tensor) -> tf.Tensor:
+    """Draws the trials of all samplers.
+
+    The scale s is uniform in 0.3..1 and the aspect ratio a in 0.5..2, limited to s^2..1/s^2 so that the crop fits;
+    width s * sqrt(a), height s / sqrt(a), position uniform. Everything is relative to the image's sides.
+
+    Args:
+        seed: integers `[2]`.
+
+    Returns:
+        `[6, 50, 4]`, relative boxes.
+    """
+    drawn = tf.random.stateless_uniform([len(CROP_MIN_IOUS), CROP_TRIALS, 4], seed)
+    scale, ratio, x, y = tf.unstack(drawn, axis=-1)
+    scale = 0.3 + 0.7 * scale
+    ratio = tf.clip_by_value(0.5 + 1.5 * ratio, scale**2, 1 / scale**2)
+    width, height = scale * tf.sqrt(ratio), scale / tf.sqrt(ratio)
+    xmin, ymin = x * (1 - width), y * (1 - height)
+    return tf.stack([xmin, ymin, xmin + width, ymin + height], axis=-1)
+
+
+def _overlaps(crops: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
+    """IoU of each crop `[n, 4]` with each box `[m, 4]`: `[n, m]`."""
+    crops = crops[:, tf.newaxis]
+    sides = tf.minimum(crops[..., 2:], boxes[:, 2:]) - tf.maximum(crops[..., :2], boxes[:, :2])
+    intersection = tf.reduce_prod(tf.maximum(sides, 0.0), axis=-1)
+    areas = [tf.reduce_prod(each[..., 2:] - each[..., :2], axis=-1) for each in (crops, boxes)]
+    return intersection / (areas[0] + areas[1] - intersection)
+
+
+def _cut(image: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor,
+         crop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Cuts a relative box `[4]`, offset and size rounded down to whole pixels, out of the image and its objects."""
+    size = tf.shape(image)[1::-1]  # width, height
+    offset = _scaled(size, crop[:2])
+    extent = tf.maximum(_scaled(size, crop[2:] - crop[:2]), 1)
+    cut = image[offset[1]:offset[1] + extent[1], offset[0]:offset[0] + extent[0]]
+
+    # Boxes follow the pixels that were really cut, not the exact crop, which differs by a fraction of a pixel.
+    size, offset, extent = (tf.cast(tf.tile(each, [2]), tf.float32) for each in (size, offset, extent))
+    boxes = (boxes * size - offset) / extent
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = tf.reduce_all((centres >= 0) & (centres <= 1), axis=1)
+    boxes = tf.clip_by_value(boxes, 0.0, 1.0)
+    kept = inside & tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    return cut, tf.boolean_mask(boxes, kept), tf.boolean_mask(classes, kept)
+
+
+def random_resize(image: tf.Tensor, size: Sequence[int], seed: tf.Tensor) -> tf.Tensor:
+    """Warps the image to a size with one of `RESIZE_METHODS` at random.
+
+    Args:
+        image: uint8 `[h, w, 3]`.
+        size: height and width to make, in pixels.
+        seed: integers `[2]`.
+
+    Returns:
+        float32 `[height, width, 3]`, 0..255.
+    """
+    def resize_with(method: str) -> Callable[[], tf.Tensor]:
+        return lambda: tf.cast(tf.image.resize(image, size, method=method, antialias=False), tf.float32)
+
+    choice = tf.random.stateless_uniform([], seed, maxval=len(RESIZE_METHODS), dtype=tf.int32)
+    image = tf.switch_case(choice, [resize_with(method) for method in RESIZE_METHODS])
+    return tf.clip_by_value(image, 0.0, 255.0)  # bicubic and lanczos3 overshoot at edges
+
+
+def random_flip(image: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Mirrors image `[h, w, 3]` and boxes `[m, 4]` left to right with probability 1/2; `seed` is integers `[2]`."""
+    xmin, ymin, xmax, ymax = tf.unstack(boxes, axis=1)
+    mirrored = tf.stack([1 - xmax, ymin, 1 - xmin, ymax], axis=1)
+    coin = tf.random.stateless_uniform([], seed) < 0.5
+    return tf.cond(coin, lambda: (tf.reverse(image, axis=[1]), mirrored), lambda: (image, boxes))
