@@ -1,0 +1,1 @@
+"""Pure tensor functions; nothing here knows layers, models or files."""

@@ -1,0 +1,175 @@
+"""RefineDet as a Keras model: the graph of both modules, its training step, detection and export."""
+
+import os
+from typing import Any
+
+import tensorflow as tf
+from tensorflow import keras
+
+from refinedet_tf.backbones import build_backbone
+from refinedet_tf.config import Config, ModelConfig, as_dict, model_config, validate_model
+from refinedet_tf.layers import join_levels, prediction_head, transfer_connection_block
+from refinedet_tf.losses import COUNT_NAMES, LOSS_NAMES, RefineDetLoss
+from refinedet_tf.ops.anchors import generate_anchors
+from refinedet_tf.ops.detections import decode_predictions, suppress
+from refinedet_tf.serving import export_saved_model
+
+LEVELS = (3, 4, 5, 6)
+
+
+@keras.utils.register_keras_serializable("refinedet_tf")
+class RefineDet(keras.Model):
+    """The single-shot refinement detector (Zhang et al., CVPR 2018).
+
+    Called on images it returns raw predictions, in training and in inference: `arm_objectness` `[b, n, 2]`,
+    `arm_offsets` `[b, n, 4]`, `odm_classes` `[b, n, 1 + c]` (logits, background first) and `odm_offsets` `[b, n, 4]`,
+    float32. `predict` and `detect` return detections. `fit` needs no loss: `compile(optimizer)` is enough, and the data
+    are `(images, {"boxes": [b, m, 4], "classes": [b, m]})` with -1 as padding.
+
+    Attributes:
+        config: the `ModelConfig` it was built from.
+        anchors: float32 `[n, 4]`, relative corners.
+        loss_function: the `RefineDetLoss` it trains with.
+    """
+
+    def __init__(self, config: ModelConfig, **kwargs: Any):  # noqa: ANN401
+        """Builds the graph.
+
+        Args:
+            config: the `model` section of a recipe.
+            **kwargs: `name`, `dtype` and the like, for `keras.Model`.
+
+        Raises:
+            ConfigError: the configuration is unusable.
+        """
+        validate_model(config)
+        inputs = keras.Input(shape=(*config.input_size, 3), name="images")
+        super().__init__(inputs=inputs, outputs=_build_graph(inputs, config), **{"name": "refinedet", **kwargs})
+        self.config = config
+        self.anchors = tf.constant(generate_anchors(config.input_size, config.anchor_sizes))
+        self.loss_function = RefineDetLoss.from_config(config)
+        self._trackers = [keras.metrics.Mean(name=name) for name in ("loss", *LOSS_NAMES, *COUNT_NAMES)]
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Running means of the losses and of the positives in a batch."""
+        return self._trackers
+
+    def compute_losses(self, images: tf.Tensor, targets: dict[str, Any], training: bool) -> dict[str, tf.Tensor]:
+        """The losses of a batch, `loss` being the sum that is trained (with the losses that layers add)."""
+        predictions = self(images, training=training)
+        losses = self.loss_function(dense_targets(targets), predictions, self.anchors)
+        loss = tf.add_n([losses[name] for name in LOSS_NAMES] + [tf.cast(extra, tf.float32) for extra in self.losses])
+        return {"loss": loss, **losses}
+
+    def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
+        """One step of `fit`: the losses of both modules and a step of the optimizer."""
+        images, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
+        with tf.GradientTape() as tape:
+            losses = self.compute_losses(images, targets, training=True)
+            # Each replica normalises by its own positives; the replicas' gradients are averaged, as in the original.
+            loss = losses["loss"] / tf.distribute.get_strategy().num_replicas_in_sync
+            loss = _scale(self.optimizer, loss)
+        variables = self.trainable_variables
+        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        return self._track(losses)
+
+    def test_step(self, data: tuple) -> dict[str, tf.Tensor]:
+        """One step of `evaluate`: the losses, without training."""
+        images, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self._track(self.compute_losses(images, targets, training=False))
+
+    def predict_step(self, data: tuple) -> dict[str, tf.Tensor]:
+        """One step of `predict`: detections of a batch of images."""
+        images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        return self.detect(images)
+
+    def make_predict_function(self, force: bool = False) -> Any:  # noqa: ANN401
+        """As in Keras, but never under XLA, for which TensorFlow's suppression has no kernel."""
+        jit_compile, self.jit_compile = self.jit_compile, False
+        try:
+            return super().make_predict_function(force)
+        finally:
+            self.jit_compile = jit_compile
+
+    def detect(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Detections of images that already have the input size.
+
+        Args:
+            images: `[b, h, w, 3]`, RGB, 0..255.
+
+        Returns:
+            `boxes` float32 `[b, k, 4]` (xmin, ymin, xmax, ymax), relative and unclipped; `scores` `[b, k]`, descending;
+            `classes` int32 `[b, k]`, `num_detections` int32 `[b]`. Padding has score 0 and class -1.
+        """
+        predictions = self(images, training=False)
+        boxes, scores = decode_predictions(predictions, self.anchors, self.config.objectness_threshold)
+        return suppress(boxes, scores, **as_dict(self.config.detection))
+
+    def export(self, filepath: str | os.PathLike) -> None:
+        """Writes a SavedModel that takes uint8 images of any size; see `serving.export_saved_model`."""
+        export_saved_model(self, os.fspath(filepath))
+
+    def get_config(self) -> dict[str, Any]:
+        """The recipe's `model` section as plain values, which is all there is to rebuild the model from."""
+        return {"config": as_dict(self.config), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "RefineDet":
+        """The inverse of `get_config`."""
+        del custom_objects
+        return cls(model_config(config["config"]), name=config["name"])
+
+    def _track(self, values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        for tracker in self._trackers:
+            tracker.update_state(values[tracker.name])
+        return {tracker.name: tracker.result() for tracker in self._trackers}
+
+
+def build_model(config: Config | ModelConfig) -> RefineDet:
+    """Builds the model of a recipe, or of its `model` section, with random weights.
+
+    Raises:
+        ConfigError: the configuration is unusable.
+    """
+    return RefineDet(config.model if isinstance(config, Config) else config)
+
+
+def dense_targets(targets: dict[str, Any]) -> dict[str, tf.Tensor]:
+    """Targets as padded tensors; ragged ones, as KerasCV's layers give, are padded with -1."""
+    return {
+        name: targets[name].to_tensor(-1) if isinstance(targets[name], tf.RaggedTensor) else targets[name]
+        for name in ("boxes", "classes")
+    }
+
+
+def _build_graph(images: tf.Tensor, config: ModelConfig) -> dict[str, tf.Tensor]:
+    # Anchor refinement module.
+    sources = dict(zip(LEVELS, build_backbone(images, config.backbone), strict=True))
+    separable = config.separable
+    arm_objectness = [prediction_head(sources[k], 2, f"arm{k}_objectness", separable=separable) for k in LEVELS]
+    arm_offsets = [prediction_head(sources[k], 4, f"arm{k}_offsets", separable=separable) for k in LEVELS]
+
+    # Transfer connection blocks, from the top down.
+    pyramid, above = {}, None
+    for level in reversed(LEVELS):
+        above = pyramid[level] = transfer_connection_block(
+            sources[level], above, level, width=config.width, separable=separable, batch_norm=config.batch_norm
+        )
+
+    # Object detection module.
+    values = 1 + len(config.classes)
+    odm_classes = [prediction_head(pyramid[k], values, f"odm{k}_classes", separable=separable) for k in LEVELS]
+    odm_offsets = [prediction_head(pyramid[k], 4, f"odm{k}_offsets", separable=separable) for k in LEVELS]
+
+    return {
+        "arm_objectness": join_levels(arm_objectness, "arm_objectness"),
+        "arm_offsets": join_levels(arm_offsets, "arm_offsets"),
+        "odm_classes": join_levels(odm_classes, "odm_classes"),
+        "odm_offsets": join_levels(odm_offsets, "odm_offsets"),
+    }
+
+
+def _scale(optimizer: keras.optimizers.Optimizer, loss: tf.Tensor) -> tf.Tensor:
+    """The loss as mixed_float16 training wants it; Keras 2's optimizers have no such method and no such need."""
+    return optimizer.scale_loss(loss) if hasattr(optimizer, "scale_loss") else loss

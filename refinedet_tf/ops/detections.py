@@ -1,0 +1,104 @@
+"""From raw predictions to detections: objectness filter, cascaded decoding, suppression."""
+
+import tensorflow as tf
+
+from refinedet_tf.ops.boxes import decode
+
+
+def refine_anchors(arm_offsets: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
+    """The anchors as moved by the ARM, the first step of the cascade.
+
+    Args:
+        arm_offsets: float32 `[b, n, 4]`.
+        anchors: float32 `[n, 4]`.
+
+    Returns:
+        Refined anchors `[b, n, 4]`, unclipped.
+    """
+    return decode(arm_offsets, anchors)
+
+
+def objectness(predictions: dict[str, tf.Tensor]) -> tf.Tensor:
+    """The ARM's probability that an anchor is an object, float32 `[b, n]`."""
+    # The two-way softmax written as a sigmoid of the difference of its logits.
+    logits = predictions["arm_objectness"]
+    return tf.sigmoid(logits[..., 1] - logits[..., 0])
+
+
+def decode_predictions(
+    predictions: dict[str, tf.Tensor], anchors: tf.Tensor, objectness_threshold: float
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Scores and boxes of all anchors, before suppression.
+
+    Args:
+        predictions: the model's raw predictions.
+        anchors: float32 `[n, 4]`.
+        objectness_threshold: anchors whose ARM objectness is lower get score 0 in every class (section 3.1, negative
+            anchor filtering).
+
+    Returns:
+        Boxes `[b, n, 4]`, relative, unclipped, shared by all classes; scores `[b, n, c]` without the background.
+    """
+    boxes = decode(predictions["odm_offsets"], refine_anchors(predictions["arm_offsets"], anchors))
+    scores = tf.nn.softmax(predictions["odm_classes"])[..., 1:]
+    keep = objectness(predictions) >= objectness_threshold
+    return boxes, tf.where(keep[..., tf.newaxis], scores, 0.0)
+
+
+def keep_top_k(scores: tf.Tensor, k: int) -> tf.Tensor:
+    """Scores with those below the k-th best of their class set to 0.
+
+    Args:
+        scores: float32 `[b, n, c]`.
+        k: anchors to keep in each class of each image; 0 keeps all. Scores equal to the k-th are kept too.
+
+    Returns:
+        `[b, n, c]`.
+    """
+    if k == 0 or k >= scores.shape[1]:
+        return scores
+    by_class = tf.transpose(scores, [0, 2, 1])
+    kth_best = tf.math.top_k(by_class, k=k).values[..., -1]
+    return tf.where(scores >= kth_best[:, tf.newaxis, :], scores, 0.0)
+
+
+def suppress(
+    boxes: tf.Tensor,
+    scores: tf.Tensor,
+    *,
+    score_threshold: float | tf.Tensor,
+    iou_threshold: float | tf.Tensor,
+    pre_suppression_top_k: int,
+    max_detections: int | tf.Tensor,
+) -> dict[str, tf.Tensor]:
+    """Greedy suppression per class, then the best detections over all classes.
+
+    Args:
+        boxes: float32 `[b, n, 4]`.
+        scores: float32 `[b, n, c]`.
+        score_threshold: only higher scores are detections.
+        iou_threshold: a box goes if a better one of its class overlaps it more.
+        pre_suppression_top_k: anchors of each class that enter; 0 for all.
+        max_detections: detections kept of each image, `k`.
+
+    Returns:
+        `boxes` float32 `[b, k, 4]`, `scores` float32 `[b, k]` in descending order, `classes` int32 `[b, k]` and
+        `num_detections` int32 `[b]`. Rows from `num_detections` on are padding: box and score 0, class -1.
+    """
+    # The kernel's corner order differs from ours, but overlap is the same with both axes exchanged.
+    found = tf.image.combined_non_max_suppression(
+        boxes[:, :, tf.newaxis, :],
+        keep_top_k(scores, pre_suppression_top_k),
+        max_output_size_per_class=max_detections,
+        max_total_size=max_detections,
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        clip_boxes=False,
+    )
+    is_detection = tf.range(max_detections) < found.valid_detections[:, tf.newaxis]
+    return {
+        "boxes": found.nmsed_boxes,
+        "scores": found.nmsed_scores,
+        "classes": tf.where(is_detection, tf.cast(found.nmsed_classes, tf.int32), -1),
+        "num_detections": found.valid_detections,
+    }
