@@ -148,19 +148,15 @@ def voc_average_precision(
         A row for each class.
 
     Raises:
-        ValueError: the two sequences differ in length, or an index names no class.
+        ValueError: as `check_images`.
     """
-    if len(detections) != len(truths):
-        raise ValueError(f"{len(detections)} images with detections but {len(truths)} with ground truth; "
-                         "give both for the same images, in the same order.")
-    if not detections:
-        raise ValueError("There is no image to evaluate.")
+    check_images(detections, truths, len(classes))
     outcomes = np.concatenate([
         _outcomes(found, truth, iou_threshold) for found, truth in zip(detections, truths, strict=True)
     ])
     scores = np.concatenate([found.scores for found in detections])
-    found_classes = _class_indices([found.classes for found in detections], len(classes), "detection")
-    truth_classes = _class_indices([truth.classes for truth in truths], len(classes), "ground truth")
+    found_classes = np.concatenate([found.classes for found in detections])
+    truth_classes = np.concatenate([truth.classes for truth in truths])
     difficult = np.concatenate([truth.difficult for truth in truths]).astype(bool)
 
     rows = []
@@ -183,6 +179,25 @@ def voc_average_precision(
             precision=precision,
         ))
     return VocResult(tuple(rows))
+
+
+def check_images(detections: Sequence[ImageDetections], truths: Sequence[ImageTruth], class_count: int) -> None:
+    """Checks that detections and ground truth can be compared.
+
+    Raises:
+        ValueError: there are no images, not as many with detections as with ground truth, or an index names no class.
+    """
+    if len(detections) != len(truths):
+        raise ValueError(f"{len(detections)} images with detections but {len(truths)} with ground truth; "
+                         "give both for the same images, in the same order.")
+    if not len(truths):
+        raise ValueError("There is no image to evaluate.")
+    for what, images in (("detection", detections), ("ground truth", truths)):
+        indices = np.concatenate([image.classes for image in images])
+        unknown = indices[(indices < 0) | (indices >= class_count)]
+        if len(unknown):
+            raise ValueError(f"A {what} has class {int(unknown[0])}, but there are {class_count} classes "
+                             f"(0 to {class_count - 1}).")
 
 
 def pixel_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -240,15 +255,6 @@ def _ap_area(hits: np.ndarray, precision: np.ndarray, ground_truths: int) -> flo
     found_here = np.diff(hits, prepend=0) > 0
     # Every object found raises the recall by 1 / ground_truths; those never found have precision 0.
     return float(envelope[found_here].sum() / ground_truths)
-
-
-def _class_indices(per_image: list[np.ndarray], count: int, what: str) -> np.ndarray:
-    """Joins the class indices of all images after checking them."""
-    indices = np.concatenate(per_image).astype(np.int64)
-    unknown = indices[(indices < 0) | (indices >= count)]
-    if len(unknown):
-        raise ValueError(f"A {what} has class {unknown[0]}, but there are {count} classes (0 to {count - 1}).")
-    return indices
 
 
 def _check_lengths(image: ImageDetections | ImageTruth, *names: str) -> None:
