@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from refinedet_tf.config import AugmentationConfig
 from refinedet_tf.ops import images as image_ops
+from refinedet_tf.ops.boxes import pairwise_iou
 
 MEAN_COLOUR = (123, 117, 104)  # of ImageNet, RGB; the canvas of `expand`
 CROP_MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # one sampler each; with 0 any crop of an image with objects will do
@@ -143,8 +144,7 @@ def random_crop(image: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor,
     """
     trials_seed, choice_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
     crops = draw_crops(trials_seed)
-    overlaps = _overlaps(tf.reshape(crops, [-1, 4]), boxes)
-    best = tf.reshape(tf.reduce_max(overlaps, axis=1), [len(CROP_MIN_IOUS), CROP_TRIALS])  # -inf without boxes
+    best = tf.reduce_max(pairwise_iou(crops, boxes), axis=-1)  # of each trial; -inf where there are no boxes
     accepted = best >= tf.constant(CROP_MIN_IOUS)[:, tf.newaxis]
     first = tf.gather(crops, tf.argmax(accepted, axis=1), axis=1, batch_dims=1)
     candidates = tf.concat([[[0.0, 0.0, 1.0, 1.0]], first], axis=0)
@@ -173,15 +173,6 @@ def draw_crops(seed: tf.Tensor) -> tf.Tensor:
     width, height = scale * tf.sqrt(ratio), scale / tf.sqrt(ratio)
     xmin, ymin = x * (1 - width), y * (1 - height)
     return tf.stack([xmin, ymin, xmin + width, ymin + height], axis=-1)
-
-
-def _overlaps(crops: tf.Tensor, boxes: tf.Tensor) -> tf.Tensor:
-    """IoU of each crop `[n, 4]` with each box `[m, 4]`: `[n, m]`."""
-    crops = crops[:, tf.newaxis]
-    sides = tf.minimum(crops[..., 2:], boxes[:, 2:]) - tf.maximum(crops[..., :2], boxes[:, :2])
-    intersection = tf.reduce_prod(tf.maximum(sides, 0.0), axis=-1)
-    areas = [tf.reduce_prod(each[..., 2:] - each[..., :2], axis=-1) for each in (crops, boxes)]
-    return intersection / (areas[0] + areas[1] - intersection)
 
 
 def _cut(image: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor,

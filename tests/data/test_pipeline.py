@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from refinedet_tf.config import AugmentationConfig
+from refinedet_tf.data.examples import DataError
+from refinedet_tf.data.pipeline import count_dropped_boxes, evaluation_pipeline, training_pipeline
+from refinedet_tf.data.shapes import SHAPES, draw_shapes
+from refinedet_tf.data.voc import read_voc
+from refinedet_tf.ops import images as image_ops
+
+SIZE = (64, 96)
+PLAIN = AugmentationConfig(photometric=False, expand_max_ratio=1, random_crop=False, flip=False,
+                           random_interpolation=False)
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    root = tmp_path_factory.mktemp("shapes") / "drawn"
+    draw_shapes(root, {"train": 12}, (80, 100))
+    return read_voc(root, ["train"], SHAPES).examples
+
+
+def epochs(dataset, count):
+    """The images, boxes and classes of some epochs, each as one array."""
+    result = []
+    for _ in range(count):
+        batches = [(images.numpy(), targets["boxes"].numpy(), targets["classes"].numpy())
+                   for images, targets in dataset]
+        result.append([np.concatenate(part) for part in zip(*batches, strict=True)])
+    return result
+
+
+def loaded(example):
+    return image_ops.resize(image_ops.decode(tf.io.read_file(example.image_path)), SIZE).numpy()
+
+
+def test_an_epoch_has_every_example_once_with_its_own_boxes(drawn):
+    dataset = training_pipeline(drawn, SIZE, 4, PLAIN, max_boxes=6, seed=0)
+    images, boxes, classes = epochs(dataset, 1)[0]
+    seen = []
+    for example in drawn:
+        index = int(np.abs(images - loaded(example)).max(axis=(1, 2, 3)).argmin())
+        np.testing.assert_array_equal(images[index], loaded(example))
+        count = len(example.classes)
+        np.testing.assert_array_equal(boxes[index, :count], example.boxes)
+        np.testing.assert_array_equal(classes[index, :count], example.classes)
+        assert (boxes[index, count:] == -1).all() and (classes[index, count:] == -1).all()
+        seen.append(index)
+    assert sorted(seen) == list(range(12)) and seen != list(range(12))
+
+
+def test_batches_are_full_and_their_number_and_shapes_are_known(drawn):
+    dataset = training_pipeline(drawn, SIZE, 5, AugmentationConfig(), max_boxes=7, seed=0)
+    assert len(dataset) == 2 == len(list(dataset))
+    images, targets = dataset.element_spec
+    assert (images.shape[1:], images.dtype) == ((*SIZE, 3), tf.float32)
+    assert (targets["boxes"].shape[1:], targets["boxes"].dtype) == ((7, 4), tf.float32)
+    assert (targets["classes"].shape[1:], targets["classes"].dtype) == ((7,), tf.int32)
+    assert images.shape[0] == 5
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_the_seed_decides_all_epochs_and_these_differ(drawn, cache):
+    def run(seed):
+        return epochs(training_pipeline(drawn, SIZE, 4, AugmentationConfig(), 6, seed, cache), 2)
+
+    first, again, other = run(1), run(1), run(2)
+    for epoch, same in zip(first, again, strict=True):
+        for part, same_part in zip(epoch, same, strict=True):
+            np.testing.assert_array_equal(part, same_part)
+    assert not np.array_equal(first[0][0], first[1][0])
+    assert not np.array_equal(first[0][0], other[0][0])
+
+
+def test_each_epoch_has_another_order_and_other_augmentations(drawn):
+    def orders(config):
+        """Which example each image of two epochs is, or whether it is mirrored."""
+        plain = np.stack([loaded(example) for example in drawn])
+        mirrored = plain[:, :, ::-1]
+        found = []
+        for images, _, _ in epochs(training_pipeline(drawn, SIZE, 4, config, 6, seed=3), 2):
+            straight = np.abs(images[:, None] - plain).max(axis=(2, 3, 4))
+            turned = np.abs(images[:, None] - mirrored).max(axis=(2, 3, 4))
+            index = np.minimum(straight, turned).argmin(axis=1)
+            found.append((index, turned.min(axis=1) < straight.min(axis=1)))
+        return found
+
+    flipping = AugmentationConfig(photometric=False, expand_max_ratio=1, random_crop=False, random_interpolation=False)
+    (first, first_turned), (second, second_turned) = orders(flipping)
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert list(first) != list(second)
+    assert list(first_turned[np.argsort(first)]) != list(second_turned[np.argsort(second)])
+
+
+def test_a_cache_changes_where_images_come_from_but_not_what_they_are(drawn):
+    expected = sorted(loaded(example).sum() for example in drawn)
+    for images, _, _ in epochs(training_pipeline(drawn, SIZE, 12, PLAIN, 6, seed=0, cache=True), 2):
+        np.testing.assert_allclose(sorted(images.sum(axis=(1, 2, 3))), expected, rtol=1e-5)
+
+
+def test_boxes_beyond_the_maximum_are_dropped_and_counted(drawn):
+    _, boxes, classes = epochs(training_pipeline(drawn, SIZE, 12, PLAIN, max_boxes=2, seed=0), 1)[0]
+    kept = int((classes >= 0).sum())
+    assert boxes.shape == (12, 2, 4)
+    assert count_dropped_boxes(drawn, 2) == sum(len(example.classes) for example in drawn) - kept > 0
+    assert count_dropped_boxes(drawn, 5) == 0
+
+
+def test_boxes_after_augmentation_lie_in_the_image_and_padding_comes_last(drawn):
+    for _, boxes, classes in epochs(training_pipeline(drawn, SIZE, 4, AugmentationConfig(), 6, seed=4), 4):
+        real = classes >= 0
+        assert (np.diff(real.astype(int), axis=1) <= 0).all()
+        assert (boxes[~real] == -1).all()
+        assert (boxes[real] >= 0).all() and (boxes[real] <= 1).all()
+        assert (boxes[real][:, 2:] > boxes[real][:, :2]).all()
+
+
+def test_too_few_images_for_a_batch_are_an_error(drawn):
+    with pytest.raises(DataError, match=r"12 training images do not fill one batch of 16; lower train\.batch_size"):
+        training_pipeline(drawn, SIZE, 16, PLAIN, 6, seed=0)
+
+
+def test_an_image_that_vanished_is_named(voc_folder):
+    path = voc_folder.add("a")
+    examples = read_voc(voc_folder.root, ["train"], ["cat"]).examples
+    path.unlink()
+    with pytest.raises(tf.errors.NotFoundError, match=r"a\.jpg"):
+        list(training_pipeline(examples, SIZE, 1, PLAIN, 6, seed=0))
+
+
+def test_evaluation_keeps_the_order_and_the_last_incomplete_batch(drawn):
+    batches = list(evaluation_pipeline(drawn, SIZE, 5))
+    assert [len(batch) for batch in batches] == [5, 5, 2]
+    np.testing.assert_array_equal(tf.concat(batches, 0), np.stack([loaded(example) for example in drawn]))
+
+
+def test_kerascv_layers_take_the_batches(drawn):
+    keras_cv = pytest.importorskip("keras_cv")
+    images, targets = next(iter(training_pipeline(drawn, SIZE, 4, PLAIN, 6, seed=0)))
+    flip = keras_cv.layers.RandomFlip("horizontal", rate=1.0, bounding_box_format="rel_xyxy")
+    result = flip({"images": images, "bounding_boxes": targets}, training=True)
+    boxes, classes = (keras_cv.bounding_box.to_dense(result["bounding_boxes"], max_boxes=6)[key].numpy()
+                      for key in ("boxes", "classes"))
+    real = targets["classes"].numpy() >= 0
+    xmin, ymin, xmax, ymax = targets["boxes"].numpy()[real].T
+    np.testing.assert_array_equal(classes, targets["classes"])
+    np.testing.assert_allclose(boxes[real].T, [1 - xmax, ymin, 1 - xmin, ymax], atol=1e-5)
+    np.testing.assert_allclose(result["images"], images[:, :, ::-1], atol=1e-3)

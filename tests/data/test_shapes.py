@@ -1,0 +1,120 @@
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from refinedet_tf.cli import draw_shapes as command
+from refinedet_tf.data import shapes
+from refinedet_tf.data.examples import DataError
+from refinedet_tf.data.voc import read_voc
+
+SIZE = (128, 160)
+
+
+def bounds(mask):
+    rows, columns = np.nonzero(mask.any(axis=1))[0], np.nonzero(mask.any(axis=0))[0]
+    return columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+
+
+def painted(seed):
+    """An image's objects, and which of its pixels differ from the background that it was painted on."""
+    background = shapes._background(np.random.default_rng(seed), *SIZE).clip(0, 255).round()
+    pixels, objects = shapes.draw_image(np.random.default_rng(seed), SIZE)
+    return objects, (pixels != background).any(axis=-1)
+
+
+def test_a_box_is_tight_around_what_is_drawn():
+    single = [(objects[0][1], mask) for objects, mask in map(painted, range(60)) if len(objects) == 1]
+    assert len(single) > 5
+    for box, mask in single:
+        # A pixel of which a shape covers hardly anything may keep its colour.
+        np.testing.assert_allclose(box, bounds(mask), atol=1)
+
+
+def test_nothing_is_drawn_outside_the_boxes_and_no_box_reaches_beyond_what_is_drawn():
+    for objects, mask in map(painted, range(30)):
+        inside = np.zeros(SIZE, bool)
+        for _, (xmin, ymin, xmax, ymax) in objects:
+            assert 0 <= xmin < xmax <= SIZE[1] and 0 <= ymin < ymax <= SIZE[0]
+            inside[ymin:ymax, xmin:xmax] = True
+            assert mask[ymin:ymax, xmin:xmax].mean() > 0.2
+        assert not (mask & ~inside).any()
+
+
+def test_two_fifths_of_every_shape_stay_visible(monkeypatch):
+    drawn = []
+    coverage = shapes._coverage
+    monkeypatch.setattr(shapes, "_coverage", lambda *args: drawn.append(coverage(*args)) or drawn[-1])
+    hidden_parts = 0
+    for seed in range(40):
+        drawn.clear()
+        _, objects = shapes.draw_image(np.random.default_rng(seed), SIZE)
+        candidates = iter(drawn)  # some of them were not painted: find those with the boxes of the objects
+        masks = [next(mask > 0.5 for mask in candidates if bounds(mask > 0) == box) for _, box in objects]
+        for index, mask in enumerate(masks):
+            visible = mask.copy()
+            for later in masks[index + 1:]:
+                visible &= ~later
+            assert visible.sum() >= 0.4 * mask.sum()
+            hidden_parts += visible.sum() < mask.sum()
+    assert hidden_parts > 10  # shapes do overlap
+
+
+def test_shapes_have_their_sizes_and_all_classes_and_counts_occur():
+    images = [shapes.draw_image(np.random.default_rng(seed), (256, 256))[1] for seed in range(60)]
+    assert {len(objects) for objects in images} == {1, 2, 3, 4, 5}
+    assert {name for objects in images for name, _ in objects} == set(shapes.SHAPES)
+    sides = [max(box[2] - box[0], box[3] - box[1]) for objects in images for _, box in objects]
+    assert 28 <= min(sides) < 40 and 98 < max(sides) <= 112  # the shape's side and up to two pixels it only touches
+
+
+def files(root):
+    return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_the_seed_decides_every_file(tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        shapes.draw_shapes(tmp_path / name, {"train": 3, "val": 2}, SIZE, seed)
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+    assert files(tmp_path / "a") != files(tmp_path / "c")
+
+
+def test_the_drawn_data_set_reads_without_defects(tmp_path):
+    shapes.draw_shapes(tmp_path / "drawn", {"train": 4, "val": 3}, SIZE, seed=1)
+    train, val = (read_voc(tmp_path / "drawn", [split], shapes.SHAPES) for split in ("train", "val"))
+    assert (len(train), len(val)) == (4, 3)
+    assert not train.defects + val.defects
+    assert not {example.image_id for example in train.examples} & {example.image_id for example in val.examples}
+    _, objects = shapes.draw_image(np.random.default_rng((1, 4)), SIZE)  # the first of val
+    boxes = np.float32([box for _, box in objects]) / np.float32([160, 128, 160, 128])
+    np.testing.assert_allclose(val.examples[0].boxes, boxes, rtol=1e-6)
+    assert [shapes.SHAPES[index] for index in val.examples[0].classes] == [name for name, _ in objects]
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="not an empty folder"):
+        shapes.draw_shapes(tmp_path, {"train": 1})
+    with pytest.raises(DataError, match="not an empty folder"):
+        shapes.draw_shapes(tmp_path / "notes.txt", {"train": 1})
+    assert files(tmp_path) == {(tmp_path / "notes.txt").relative_to(tmp_path): b"mine"}
+
+
+def test_the_command_draws_what_its_flags_say(tmp_path):
+    output = tmp_path / "drawn"
+    subprocess.run([sys.executable, "-m", "refinedet_tf.cli.draw_shapes", f"--output_dir={output}", "--train=2",
+                    "--val=1", "--seed=5"], check=True, capture_output=True)
+    shapes.draw_shapes(tmp_path / "expected", {"train": 2, "val": 1}, seed=5)
+    assert files(output) == files(tmp_path / "expected")
+
+
+def test_the_command_fails_with_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "notes.txt").write_text("mine")
+    values = SimpleNamespace(output_dir=str(tmp_path), train=1, val=1, seed=0)
+    monkeypatch.setattr(command.flags, "FLAGS", values)
+    assert command.main(["draw_shapes"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"draw_shapes: {tmp_path} is not an empty folder; name a new one.\n"
