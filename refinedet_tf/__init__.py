@@ -1,7 +1,25 @@
 """RefineDet, the single-shot refinement detector (CVPR 2018), for TensorFlow and Keras."""
 
-from refinedet_tf.config import Config, ConfigError, ModelConfig, load_config
+from refinedet_tf.config import BackboneConfig, Config, ConfigError, DetectionConfig, ModelConfig, load_config
+from refinedet_tf.detector import Detections, Detector
 from refinedet_tf.losses import RefineDetLoss
 from refinedet_tf.model import RefineDet, build_model
+from refinedet_tf.weights import WeightFileError, WeightReport, load_model, load_weights
 
-__all__ = ["Config", "ConfigError", "ModelConfig", "RefineDet", "RefineDetLoss", "build_model", "load_config"]
+__all__ = [
+    "BackboneConfig",
+    "Config",
+    "ConfigError",
+    "DetectionConfig",
+    "Detections",
+    "Detector",
+    "ModelConfig",
+    "RefineDet",
+    "RefineDetLoss",
+    "WeightFileError",
+    "WeightReport",
+    "build_model",
+    "load_config",
+    "load_model",
+    "load_weights",
+]

@@ -18,7 +18,7 @@ class RefineDetLoss:
     """The losses of the anchor refinement module and of the object detection module.
 
     Each module m has `L_m = (1 / max(1, N_m)) * (sum of cross-entropies + sum of smooth L1)`, where `N_m` counts the
-    positives of the whole batch. Cross-entropy runs over the positives and the hard negatives (`negative_ratio` for each
+    positives of the whole batch. Cross-entropy runs over the positives and the hard negatives (`negative_ratio` a
     positive of the same image), smooth L1 over the four offsets of the positives. The training loss is the sum of all
     four terms. The ARM is trained on the anchors and two classes, the ODM on the refined anchors and all classes.
 

@@ -88,6 +88,17 @@ def evaluation_pipeline(examples: Sequence[Example], input_size: Sequence[int],
     return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
 
+def image_pipeline(examples: Sequence[Example]) -> tf.data.Dataset:
+    """The images as they are stored, one at a time, in the order of the examples.
+
+    Returns:
+        Batches of one image, uint8 `[1, height, width, 3]`, RGB.
+    """
+    dataset = tf.data.Dataset.from_tensor_slices([example.image_path for example in examples])
+    dataset = dataset.map(lambda path: image_ops.decode(tf.io.read_file(path)), num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.batch(1).prefetch(tf.data.AUTOTUNE)
+
+
 def count_dropped_boxes(examples: Sequence[Example], max_boxes: int) -> int:
     """How many boxes `training_pipeline` leaves out because their image has more than `max_boxes`."""
     return sum(max(len(example.classes) - max_boxes, 0) for example in examples)

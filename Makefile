@@ -1,0 +1,45 @@
+# The two commands: `make demo` and `make test`. Both make .venv and install first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO := work/demo
+DEMO_IMAGES ?= 400
+DEMO_SET ?=
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/installed
+	rm -rf $(DEMO)
+	$(BIN)/python -m refinedet_tf.cli.draw_shapes --output_dir=$(DEMO)/shapes --train=$(DEMO_IMAGES) --val=100
+	$(BIN)/python train.py --config=configs/refinedet192_mobilenet_shapes.yaml --data_dir=$(DEMO)/shapes \
+	    --work_dir=$(DEMO)/run $(addprefix --set ,$(DEMO_SET))
+	$(BIN)/python export/savedmodel.py --model=$(DEMO)/run/model.keras --output_dir=$(DEMO)/saved_model
+	$(BIN)/python -m refinedet_tf.cli.evaluate --model=$(DEMO)/saved_model --data_dir=$(DEMO)/shapes --splits=val \
+	    --json=$(DEMO)/ap.json
+	mkdir -p $(DEMO)/photos
+	for name in $$(head -12 $(DEMO)/shapes/ImageSets/Main/val.txt); do \
+	    cp $(DEMO)/shapes/JPEGImages/$$name.jpg $(DEMO)/photos/; done
+	$(BIN)/python -m refinedet_tf.cli.detect --model=$(DEMO)/saved_model --input=$(DEMO)/photos \
+	    --output_dir=$(DEMO)/detections --gallery=$(DEMO)/gallery.png
+	@echo "Look at $(DEMO)/gallery.png and $(DEMO)/run/curves.png; the SavedModel is $(DEMO)/saved_model."
+
+test: $(VENV)/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed-test
+	$(BIN)/ruff check .
+
+$(VENV)/installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable .[test]
+	touch $@
+
+clean:
+	rm -rf $(VENV) work

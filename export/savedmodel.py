@@ -1,0 +1,38 @@
+"""Exports a trained model as a SavedModel that detects on its own.
+
+python export/savedmodel.py --model=work/best.keras --output_dir=saved_model
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from absl import app, flags
+
+from refinedet_tf.cli import exit_on_error
+from refinedet_tf.weights import load_model
+
+FLAGS = flags.FLAGS
+
+
+@exit_on_error
+def main(argv: list[str]) -> None:
+    """Exports beside the target first, so that a half-written model is never found there."""
+    del argv
+    output_dir = Path(FLAGS.output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise FileExistsError(f"{output_dir} exists and is not empty; choose another --output_dir.")
+    model = load_model(FLAGS.model)
+    unfinished = output_dir.with_name(f"~{output_dir.name}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    model.export(unfinished)
+    if output_dir.exists():
+        output_dir.rmdir()
+    os.replace(unfinished, output_dir)
+    print(f"Exported {FLAGS.model} with {len(model.config.classes)} classes to {output_dir}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("model", None, "The .keras file of a trained model.", required=True)
+    flags.DEFINE_string("output_dir", None, "The folder to write; it must not exist or be empty.", required=True)
+    app.run(main)

@@ -1,0 +1,52 @@
+"""Average precision of a model on labelled images.
+
+python -m refinedet_tf.cli.evaluate --model=MODEL --data_dir=DIR --splits=val
+"""
+
+import json
+from pathlib import Path
+
+from absl import app, flags
+
+from refinedet_tf.cli import exit_on_error
+from refinedet_tf.data.pipeline import image_pipeline
+from refinedet_tf.data.voc import read_voc
+from refinedet_tf.detector import Detector
+from refinedet_tf.evaluation.coco import coco_average_precision
+from refinedet_tf.evaluation.evaluator import detections_to_images, evaluate, examples_to_truths
+
+FLAGS = flags.FLAGS
+
+
+@exit_on_error
+def main(argv: list[str]) -> None:
+    """Prints VOC AP for every class, and COCO's AP."""
+    del argv
+    detector = Detector.load(FLAGS.model)
+    example_set = read_voc(FLAGS.data_dir, FLAGS.splits, detector.classes)
+    examples = example_set.examples
+    print(example_set.summary())
+
+    detections = detector.predict(image_pipeline(examples))
+    result = evaluate(lambda images: detections, examples, detector.classes, image_pipeline(examples))
+    sizes = [(example.height, example.width) for example in examples]
+    coco = coco_average_precision(
+        detections_to_images(detections, sizes), examples_to_truths(examples), detector.classes
+    )
+    print(result.table())
+    print(f"COCO: AP {coco['AP']:.3f}, AP50 {coco['AP50']:.3f}, AP75 {coco['AP75']:.3f}")
+    if FLAGS.json:
+        Path(FLAGS.json).write_text(json.dumps({"voc": result.as_dict(), "coco": coco}, indent=1), encoding="utf-8")
+
+
+def run() -> None:
+    """Entry point: defines the flags and parses them."""
+    flags.DEFINE_string("model", None, "A .keras file or a SavedModel folder.", required=True)
+    flags.DEFINE_string("data_dir", None, "The data set, a folder in VOC layout.", required=True)
+    flags.DEFINE_list("splits", ["val"], "Lists of ImageSets/Main to evaluate on, separated by commas.")
+    flags.DEFINE_string("json", None, "A file for the figures.")
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()
