@@ -1,25 +1,17 @@
 """Draws a small detection data set: `python -m refinedet_tf.cli.draw_shapes --output_dir shapes`."""
 
-import sys
-
 from absl import app, flags
 
-from refinedet_tf.data.examples import DataError
+from refinedet_tf.cli import exit_on_error
 from refinedet_tf.data.shapes import draw_shapes
 
 
-def main(argv: list[str]) -> int:
-    """Draws the data set that the flags describe; returns the exit code."""
+@exit_on_error
+def main(argv: list[str]) -> None:
+    """Draws the data set that the flags describe."""
     values = flags.FLAGS
-    try:
-        if argv[1:]:
-            raise DataError(f"Unexpected arguments: {' '.join(argv[1:])}; everything is said with flags.")
-        draw_shapes(values.output_dir, {"train": values.train, "val": values.val}, seed=values.seed)
-    except (DataError, OSError) as error:
-        print(f"draw_shapes: {error}", file=sys.stderr)
-        return 1
+    draw_shapes(values.output_dir, {"train": values.train, "val": values.val}, seed=values.seed)
     print(f"Drew {values.train + values.val} images in {values.output_dir}")
-    return 0
 
 
 def run() -> None:

@@ -117,4 +117,4 @@ def test_the_command_fails_with_one_line(tmp_path, monkeypatch, capsys):
     assert command.main(["draw_shapes"]) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == f"draw_shapes: {tmp_path} is not an empty folder; name a new one.\n"
+    assert captured.err == f"error: {tmp_path} is not an empty folder; name a new one.\n"
