@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+import slow_reference as slow
+import tensorflow as tf
+
+from refinedet_tf.ops import matching
+
+
+def match_overlaps(monkeypatch, overlaps, positive_iou=0.5, negative_iou=0.5, valid=None):
+    """`match` on overlaps `[b, m, n]` that no boxes have to be found for."""
+    overlaps = np.asarray(overlaps, np.float32)
+    batch, num_boxes, num_anchors = overlaps.shape
+    monkeypatch.setattr(matching, "pairwise_iou", lambda boxes, references: tf.constant(overlaps))
+    valid = np.ones([batch, num_boxes], bool) if valid is None else valid
+    references, boxes = np.zeros([num_anchors, 4], np.float32), np.zeros([batch, num_boxes, 4], np.float32)
+    matches, negatives = matching.match(references, boxes, valid, positive_iou, negative_iou)
+    return matches.numpy(), negatives.numpy()
+
+
+def assert_is_greedy(overlaps, matches, negatives, positive_iou=0.5, negative_iou=0.5, valid=None):
+    """Compares with the sequential rule on the valid boxes of each image."""
+    for image in range(len(overlaps)):
+        rows = np.arange(overlaps.shape[1]) if valid is None else np.flatnonzero(valid[image])
+        expected, free = slow.match(overlaps[image][rows].T, positive_iou, negative_iou)
+        np.testing.assert_array_equal(matches[image], [rows[box] if box >= 0 else -1 for box in expected])
+        np.testing.assert_array_equal(negatives[image], free)
+
+
+def test_example_in_which_two_boxes_want_the_same_anchor(monkeypatch):
+    overlaps = [[[0.6, 0.4, 0.2], [0.7, 0.3, 0.55]]]
+    matches, negatives = match_overlaps(monkeypatch, overlaps)
+    np.testing.assert_array_equal(matches, [[1, 0, 1]])
+    assert not negatives.any()
+
+
+def test_equal_overlaps_go_to_the_lowest_anchor_then_the_lowest_box(monkeypatch):
+    matches, _ = match_overlaps(monkeypatch, [[[0.3, 0.3, 0.3, 0.3], [0.3, 0.3, 0.3, 0.3]]])
+    np.testing.assert_array_equal(matches, [[0, 1, -1, -1]])
+    matches, _ = match_overlaps(monkeypatch, [[[0.6, 0.6, 0.6, 0.6], [0.6, 0.6, 0.6, 0.6]]])
+    np.testing.assert_array_equal(matches, [[0, 1, 0, 0]])
+
+
+def test_threshold_is_met_by_an_equal_overlap(monkeypatch):
+    below = np.nextafter(np.float32(0.5), np.float32(0))
+    matches, negatives = match_overlaps(monkeypatch, [[[0.9, 0.5, below, 0.0]]])
+    np.testing.assert_array_equal(matches, [[0, 0, -1, -1]])
+    np.testing.assert_array_equal(negatives, [[False, False, True, True]])
+
+
+def test_overlap_of_a_millionth_is_none(monkeypatch):
+    matches, negatives = match_overlaps(monkeypatch, [[[1e-6, 0, 0], [0, 1.1e-6, 0]]])
+    np.testing.assert_array_equal(matches, [[-1, 1, -1]])
+    np.testing.assert_array_equal(negatives, [[True, False, True]])
+
+
+def test_zone_between_the_two_thresholds_is_ignored(monkeypatch):
+    overlaps = [[[0.75, 0.7, 0.69, 0.3, 0.29, 0.0]]]
+    matches, negatives = match_overlaps(monkeypatch, overlaps, 0.7, 0.3)
+    np.testing.assert_array_equal(matches, [[0, 0, -1, -1, -1, -1]])
+    np.testing.assert_array_equal(negatives, [[False, False, False, False, True, True]])
+
+
+@pytest.mark.parametrize("thresholds", [(0.5, 0.5), (0.7, 0.3)])
+@pytest.mark.parametrize("steps", [3, 8, 100, None])
+def test_random_overlaps_match_as_in_the_sequential_rule(monkeypatch, steps, thresholds):
+    """`steps` different overlaps: the fewer, the more ties."""
+    rng = np.random.default_rng(steps)
+    for num_boxes, num_anchors in [(1, 1), (1, 7), (4, 4), (5, 30), (9, 5), (12, 3)]:
+        overlaps = rng.uniform(0, 1, (12, num_boxes, num_anchors))
+        overlaps *= rng.uniform(size=overlaps.shape) < 0.6
+        if steps:
+            overlaps = np.floor(overlaps * steps) / steps
+        overlaps = overlaps.astype(np.float32)
+        valid = rng.uniform(size=(12, num_boxes)) < 0.7
+        matches, negatives = match_overlaps(monkeypatch, overlaps, *thresholds, valid)
+        assert_is_greedy(overlaps, matches, negatives, *thresholds, valid)
+
+
+def grid_boxes(rng, batch, count, side):
+    """Boxes on a coarse integer grid, whose overlaps tie to the last bit."""
+    corners = rng.integers(0, side, (batch, count, 2))
+    return np.concatenate([corners, corners + rng.integers(1, 4, (batch, count, 2))], axis=-1).astype(np.float32)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_boxes_with_padding_anywhere_match_as_in_the_sequential_rule(seed):
+    rng = np.random.default_rng(seed)
+    references, boxes = grid_boxes(rng, 8, 40, 8), grid_boxes(rng, 8, 10, 8)
+    boxes[0, 3] = [50, 50, 60, 60]  # overlaps nothing
+    valid = rng.uniform(size=(8, 10)) < 0.6
+    valid[0, 3], valid[1], valid[2] = True, True, False
+    boxes[~valid] = -1
+    matches, negatives = matching.match(references, boxes, valid, 0.5, 0.5)
+    overlaps = np.stack([slow.iou_matrix(*pair).T for pair in zip(references, boxes, strict=True)])
+    assert_is_greedy(overlaps, matches.numpy(), negatives.numpy(), valid=valid)
+    assert 3 not in matches[0].numpy()
+    # Without objects: nothing is matched and everything is background.
+    assert (matches[2].numpy() == -1).all() and negatives[2].numpy().all()
+
+
+def test_padding_that_looks_like_a_box_is_not_matched():
+    boxes = np.array([[[0, 0, 1, 1], [0, 0, 1, 1]]], np.float32)
+    matches, _ = matching.match(boxes[0, :1], boxes, np.array([[False, True]]), 0.5, 0.5)
+    np.testing.assert_array_equal(matches, [[1]])
+
+
+@pytest.mark.parametrize(("num_boxes", "num_anchors"), [(6, 40), (15, 40), (20, 8)])
+def test_bipartite_is_one_to_one_and_serves_every_box_that_overlaps_a_free_anchor(num_boxes, num_anchors):
+    rng = np.random.default_rng(num_boxes)
+    overlaps = rng.uniform(0, 1, (20, num_boxes, num_anchors)).astype(np.float32)
+    overlaps *= rng.uniform(size=overlaps.shape) < 0.3
+    for image, matches in zip(overlaps, matching.bipartite_match(overlaps).numpy(), strict=True):
+        served = matches[matches >= 0]
+        assert len(set(served)) == len(served)
+        for box in set(range(num_boxes)) - set(served):
+            assert image[box][matches < 0].max(initial=0) <= 1e-6, "a free anchor overlaps an unserved box"
+
+
+def test_chain_in_which_each_box_waits_for_the_one_before_it():
+    """Each box likes its predecessor's anchor best and loses it, so every round settles one box only."""
+    count = 12
+    overlaps = np.zeros([1, count, count], np.float32)
+    for box in range(count):
+        overlaps[0, box, box] = 0.9 - 0.06 * box
+        overlaps[0, box, box - 1 : box] = 0.93 - 0.06 * box
+    np.testing.assert_array_equal(matching.bipartite_match(overlaps), [range(count)])
+    assert slow.bipartite(overlaps[0].T) == list(range(count))
+
+
+def test_compiled_matching_equals_eager_matching():
+    rng = np.random.default_rng(0)
+    references, boxes = grid_boxes(rng, 4, 30, 6), grid_boxes(rng, 4, 7, 6)
+    valid = rng.uniform(size=(4, 7)) < 0.7
+    eager = matching.match(references, boxes, valid, 0.5, 0.5)
+    for jit_compile in (False, True):
+        compiled = tf.function(matching.match, jit_compile=jit_compile)
+        for expected, value in zip(eager, compiled(references, boxes, valid, 0.5, 0.5), strict=True):
+            np.testing.assert_array_equal(value, expected)
+
+
+@pytest.mark.parametrize("steps", [1, 4, None])
+def test_mining_takes_the_highest_losses_of_each_image(steps):
+    rng = np.random.default_rng(steps)
+    losses = rng.exponential(1.0, (40, 25))
+    if steps:
+        losses = np.floor(losses * steps) / steps  # many ties, many exact zeros
+    losses = losses.astype(np.float32)
+    candidates = rng.uniform(size=losses.shape) < rng.uniform(size=(40, 1))
+    counts = rng.integers(0, 30, 40).astype(np.int32)
+    assert (counts > candidates.sum(axis=1)).any()
+    mined = matching.mine_hard_negatives(losses, candidates, counts).numpy()
+    for image in range(40):
+        expected = slow.mine(losses[image], candidates[image], counts[image])
+        np.testing.assert_array_equal(np.flatnonzero(mined[image]), sorted(expected))
