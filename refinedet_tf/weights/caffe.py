@@ -3,8 +3,8 @@
 A .caffemodel is one serialised protobuf message, `NetParameter` of Caffe's caffe.proto. The few fields that hold
 weights are declared here and google.protobuf does the parsing. Everything nested or long is declared as
 `bytes`, which has the same wire format: a packed list of floats then becomes a NumPy array without a Python
-object per number, and the next level is only parsed where it is wanted, so that a small hostile
-file cannot unfold into gigabytes of message objects.
+object per number, and the next level is only parsed once this one has proved sane, which keeps a hostile file
+from unfolding into a hundred times its size in message objects.
 """
 
 import math
@@ -23,6 +23,7 @@ MAX_BYTES = 2**31 - 1
 MAX_LAYERS = 100_000
 MAX_BLOBS = 100
 MAX_AXES = 32  # Caffe's own bound
+MAX_SHAPE_BYTES = 16 * MAX_AXES  # a size takes 11 bytes at most
 
 _Field = descriptor_pb2.FieldDescriptorProto
 # message: {field: (number, type, label)}; the numbers are those of caffe.proto.
@@ -45,9 +46,9 @@ _MESSAGES = {
         "channels": (2, _Field.TYPE_INT32, _Field.LABEL_OPTIONAL),
         "height": (3, _Field.TYPE_INT32, _Field.LABEL_OPTIONAL),
         "width": (4, _Field.TYPE_INT32, _Field.LABEL_OPTIONAL),
-        "data": (5, _Field.TYPE_BYTES, _Field.LABEL_REPEATED),  # packed float32
+        "data": (5, _Field.TYPE_BYTES, _Field.LABEL_OPTIONAL),  # packed float32
         "shape": (7, _Field.TYPE_BYTES, _Field.LABEL_OPTIONAL),  # BlobShape
-        "double_data": (8, _Field.TYPE_BYTES, _Field.LABEL_REPEATED),  # packed float64
+        "double_data": (8, _Field.TYPE_BYTES, _Field.LABEL_OPTIONAL),  # packed float64
     },
     "BlobShape": {
         "dim": (1, _Field.TYPE_INT64, _Field.LABEL_REPEATED),
@@ -137,19 +138,20 @@ def _blob_to_array(raw_blob: bytes, where: str) -> np.ndarray:
         if shape[:3] == (1, 1, 1):
             shape = shape[3:]
     else:
+        if len(blob.shape) > MAX_SHAPE_BYTES:
+            raise WeightFileError(f"{where} has more than the {MAX_AXES} axes that Caffe allows")
         dim = _parse("BlobShape", blob.shape, f"{where} has a damaged shape").dim
         if len(dim) > MAX_AXES:
-            raise WeightFileError(f"{where} has {len(dim)} axes; Caffe allows {MAX_AXES}")
+            raise WeightFileError(f"{where} has more than the {MAX_AXES} axes that Caffe allows")
         shape = tuple(dim)
     if any(size <= 0 for size in shape):
         raise WeightFileError(f"{where} has the impossible shape {shape}")
 
-    chunks, dtype = (blob.double_data, "<f8") if blob.double_data else (blob.data, "<f4")
-    values = b"".join(chunks)  # a writer may split a packed list into several pieces
+    values, dtype = (blob.double_data, "<f8") if blob.double_data else (blob.data, "<f4")
     if len(values) != math.prod(shape) * np.dtype(dtype).itemsize:
         raise WeightFileError(
             f"{where} has shape {shape}, which is {math.prod(shape)} values, but holds {len(values)} bytes of {dtype} "
-            "(only packed float and double data are read)"
+            "(only floats and doubles in one packed list are read)"
         )
     return np.frombuffer(values, dtype).astype(np.float32).reshape(shape)
 
