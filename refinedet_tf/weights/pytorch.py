@@ -189,8 +189,6 @@ def _to_array(tensor: Tensor, raw: bytes | memoryview, byte_order: str) -> np.nd
     item_type = _item_type(storage)
     if len(raw) != storage.size * item_type.itemsize:
         raise ValueError(f"its storage has {len(raw)} bytes, not {storage.size} elements of {storage.type_name}")
-    if math.prod(size) > storage.size:
-        raise ValueError(f"shape {size} does not fit into a storage of {storage.size} elements")
     if 0 not in size and offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) >= storage.size:
         raise ValueError(f"shape {size} with strides {stride} from {offset} leaves its storage of {storage.size}")
 

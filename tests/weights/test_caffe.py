@@ -174,6 +174,7 @@ def test_random_bytes_give_a_result_or_the_error(tmp_path_factory, content, pref
         (number(1, 8) + block(7, b"an ONNX model: its version comes first"), False),
         (number(1, 1) + block(2, b"a SavedModel: its version comes first"), False),
         (block(1, block(1, b"x") + block(2, b"Add")) * 3 + block(4, number(1, 3)), False),  # a GraphDef
+        (block(1, block(1, b"x") + block(2, b"Add")) * 3 + block(2, block(1, b"a function")), False),  # another
         (block(1, b"cut in the name")[:5], False),
         (b"\xff" * 100, False),
     ],

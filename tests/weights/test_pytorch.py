@@ -135,6 +135,11 @@ def test_views_give_what_indexing_gives(tmp_path_factory, legacy, data):
     assert_same_arrays(read_state_dict(path), {"view": view, "whole": whole})
 
 
+def test_an_expanded_tensor_is_written_out(path):
+    write_checkpoint(path, {"x": Tensor(Storage(np.array([1, 2], "f4")), 0, (3, 2), (0, 1))})
+    assert_same_arrays(read_state_dict(path), {"x": np.array([[1, 2]] * 3, "f4")})
+
+
 def test_tensors_with_a_shared_storage_are_independent_copies(path):
     storage = Storage(np.arange(4, dtype="f4"))
     write_checkpoint(path, {name: Tensor(storage, 0, (4,), (1,)) for name in "ab"})
@@ -231,7 +236,7 @@ def test_what_no_state_dict_needs_is_refused_by_name(path, legacy, module, name)
         (0, (-2,), (1,)),
         (5, (2,), (-1,)),
         (0, (2, 3), (1,)),
-        (0, (4, 4), (1, 1)),  # more elements than there are, though none is out of bounds
+        (0, (4, 4), (1, 1)),
         (0, (2**40,), (0,)),
         (0, (2**62, 2**62), (0, 0)),
         (2**62, (1,), (1,)),
