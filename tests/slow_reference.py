@@ -85,7 +85,9 @@ def match(overlaps, positive_iou=0.5, negative_iou=0.5):
 
 def mine(losses, candidates, count):
     """Indices of the `count` candidates of highest loss, the lowest index first among equals."""
-    ranked = sorted((index for index in range(len(losses)) if candidates[index]), key=lambda i: (-losses[i], i))
+    ranked = sorted(
+        (index for index in range(len(losses)) if candidates[index]), key=lambda i: (-losses[i], i)
+    )
     return ranked[: int(count)]
 
 
@@ -124,7 +126,15 @@ def refinedet_losses(
         refined = np.array([decode(*pair) for pair in zip(arm_offsets, anchors, strict=True)])
         objectness = np.array([softmax(logits)[1] for logits in arm_logits])
         modules = (
-            ("arm", "arm_objectness_loss", "arm_box_loss", arm_logits, arm_offsets, anchors, np.ones(len(rows), int)),
+            (
+                "arm",
+                "arm_objectness_loss",
+                "arm_box_loss",
+                arm_logits,
+                arm_offsets,
+                anchors,
+                np.ones(len(rows), int),
+            ),
             ("odm", "odm_class_loss", "odm_box_loss", odm_logits, odm_offsets, refined, classes + 1),
         )
         for module, class_loss, box_loss, logits, offsets, references, labels in modules:
@@ -136,7 +146,9 @@ def refinedet_losses(
             background = [cross_entropy(row, 0) for row in logits]
             hard = mine(background, candidates, np.floor(negative_ratio * len(matched)))
             positives[module] += len(matched)
-            sums[class_loss] += sum(cross_entropy(logits[anchor], labels[matches[anchor]]) for anchor in matched)
+            sums[class_loss] += sum(
+                cross_entropy(logits[anchor], labels[matches[anchor]]) for anchor in matched
+            )
             sums[class_loss] += sum(background[anchor] for anchor in hard)
             for anchor in matched:
                 target = encode(boxes[matches[anchor]], references[anchor])

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
-import slow_reference as slow
 import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refinedet_tf.ops import boxes as ops
+from tests import slow_reference as slow
 
 
 def random_boxes(rng, *shape):
@@ -19,7 +19,9 @@ def test_golden_example_of_the_cascade():
     np.testing.assert_allclose(ops.encode(truth, anchor), [[0, 3, 2.027326, 1.682361]], atol=2e-6)
     refined = ops.decode(tf.constant([[0.5, 1, 0.5, -0.25]]), anchor)
     np.testing.assert_allclose(refined, [[0.399483, 0.424877, 0.620517, 0.615123]], atol=6e-7)
-    np.testing.assert_allclose(ops.encode(truth, refined), [[-0.452419, 2.102542, 1.527326, 1.932361]], atol=2e-6)
+    np.testing.assert_allclose(
+        ops.encode(truth, refined), [[-0.452419, 2.102542, 1.527326, 1.932361]], atol=2e-6
+    )
 
 
 side = st.floats(0.0009765625, 2.0, width=32)
@@ -33,7 +35,7 @@ boxes = st.tuples(center, center, side, side).map(
 @given(boxes, boxes)
 def test_decode_is_the_inverse_of_encode(box, reference):
     decoded = ops.decode(ops.encode(box, reference), reference)
-    # A side of 0.001 between coordinates around 2 has few bits left, and the offset multiplies what they lost.
+    # A side of 0.001 between coordinates around 2 has few bits left, and the offset multiplies the loss.
     np.testing.assert_allclose(decoded, box, atol=5e-6, rtol=2e-5)
 
 
@@ -43,7 +45,7 @@ def test_encode_is_the_inverse_of_decode(reference, offsets):
     expected = np.array(offsets, np.float32)
     decoded = ops.decode(expected, reference)
     recovered = ops.encode(decoded, reference)
-    # The rounding of a corner, about 4e-7, counts relative to the smallest side, and is divided by the variance.
+    # The rounding of a corner, about 4e-7, counts relative to the smallest side, divided by the variance.
     decoded = decoded.numpy()
     smallest = min(reference[2] - reference[0], reference[3] - reference[1], *(decoded[2:] - decoded[:2]))
     np.testing.assert_allclose(recovered, expected, atol=4e-6 / smallest + 1e-4)
@@ -77,11 +79,15 @@ def test_pairwise_iou_equals_one_pair_at_a_time():
 
 def test_iou_of_a_box_with_itself_its_half_and_a_neighbour():
     box = tf.constant([[0.0, 0.0, 0.5, 0.5]])
-    others = tf.constant([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.25, 0.5], [0.5, 0.0, 1.0, 0.5], [0.25, 0.25, 0.75, 0.75]])
+    others = tf.constant(
+        [[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.25, 0.5], [0.5, 0.0, 1.0, 0.5], [0.25, 0.25, 0.75, 0.75]]
+    )
     np.testing.assert_array_equal(ops.pairwise_iou(box, others), np.array([[1, 0.5, 0, 1 / 7]], np.float32))
 
 
-@pytest.mark.parametrize("nothing", [(-1, -1, -1, -1), (0.5, 0.5, 0.5, 0.5), (0.2, 0.3, 0.2, 0.9), (0, 0, 0, 0)])
+@pytest.mark.parametrize(
+    "nothing", [(-1, -1, -1, -1), (0.5, 0.5, 0.5, 0.5), (0.2, 0.3, 0.2, 0.9), (0, 0, 0, 0)]
+)
 def test_padding_and_boxes_without_area_overlap_nothing_not_even_themselves(nothing):
     rng = np.random.default_rng(2)
     empty = np.array([nothing], np.float32)

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-import slow_reference as slow
 import tensorflow as tf
 
 from refinedet_tf.ops import detections as ops
 from refinedet_tf.ops.anchors import generate_anchors
+from tests import slow_reference as slow
 
 ANCHORS = generate_anchors((64, 64), (32, 64, 128, 256))
 
@@ -29,7 +29,13 @@ def one_image(predictions, index):
 
 @pytest.mark.parametrize(
     ("top_k", "max_detections", "score_threshold", "iou_threshold"),
-    [(1000, 500, 0.01, 0.45), (40, 25, 0.01, 0.45), (7, 500, 0.3, 0.2), (0, 60, 0.01, 0.7), (1, 2, 0.01, 0.45)],
+    [
+        (1000, 500, 0.01, 0.45),
+        (40, 25, 0.01, 0.45),
+        (7, 500, 0.3, 0.2),
+        (0, 60, 0.01, 0.7),
+        (1, 2, 0.01, 0.45),
+    ],
 )
 def test_detections_equal_the_pipeline_in_plain_loops(top_k, max_detections, score_threshold, iou_threshold):
     predictions = random_predictions(np.random.default_rng(top_k + max_detections))
@@ -56,11 +62,15 @@ def test_detections_equal_the_pipeline_in_plain_loops(top_k, max_detections, sco
         assert count == len(expected) > 0
         np.testing.assert_allclose(found["scores"][index, :count], [row[0] for row in expected], rtol=1e-5)
         np.testing.assert_array_equal(found["classes"][index, :count], [row[1] for row in expected])
-        np.testing.assert_allclose(found["boxes"][index, :count], [row[2] for row in expected], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            found["boxes"][index, :count], [row[2] for row in expected], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_rows_behind_the_last_detection_are_padding():
-    boxes = tf.constant([[[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]], [[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]]])
+    boxes = tf.constant(
+        [[[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]], [[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]]]
+    )
     scores = tf.constant([[[0.9, 0.0], [0.0, 0.8]], [[0.0, 0.0], [0.0, 0.0]]])
     found = ops.suppress(
         boxes, scores, score_threshold=0.01, iou_threshold=0.45, pre_suppression_top_k=0, max_detections=4
@@ -75,7 +85,7 @@ def test_rows_behind_the_last_detection_are_padding():
 
 
 def suppress_three(iou_threshold=0.45, score_threshold=0.01, scores=(0.9, 0.8, 0.7)):
-    """Second box: IoU 1/2 with the first. Third: 1/3 with the first, 5/7 with the second. All reach outside."""
+    """The second box has IoU 1/2 with the first; the third 1/3 with the first, 5/7 with the second."""
     boxes = tf.constant([[[-1.0, -1.0, 2.0, 0.0], [0.0, -1.0, 3.0, 0.0], [0.5, -1.0, 3.5, 0.0]]])
     scores = tf.constant([[[score] for score in scores]])
     return ops.suppress(
@@ -107,7 +117,11 @@ def test_score_equal_to_the_threshold_is_no_detection():
 def test_classes_do_not_suppress_one_another():
     box = tf.constant([[[0.1, 0.1, 0.4, 0.4]]])
     found = ops.suppress(
-        box, tf.constant([[[0.5, 0.3]]]), score_threshold=0.01, iou_threshold=0.45, pre_suppression_top_k=0,
+        box,
+        tf.constant([[[0.5, 0.3]]]),
+        score_threshold=0.01,
+        iou_threshold=0.45,
+        pre_suppression_top_k=0,
         max_detections=2,
     )
     np.testing.assert_array_equal(found["classes"], [[0, 1]])
@@ -128,7 +142,9 @@ def test_keep_top_k_keeps_the_best_of_each_class_of_each_image(k):
 def test_keep_top_k_of_zero_keeps_all_and_ties_with_the_last_stay():
     scores = tf.constant([[[0.5], [0.2], [0.5], [0.9], [0.5]]])
     np.testing.assert_array_equal(ops.keep_top_k(scores, 0), scores)
-    np.testing.assert_array_equal(ops.keep_top_k(scores, 2)[0, :, 0], np.array([0.5, 0, 0.5, 0.9, 0.5], np.float32))
+    np.testing.assert_array_equal(
+        ops.keep_top_k(scores, 2)[0, :, 0], np.array([0.5, 0, 0.5, 0.9, 0.5], np.float32)
+    )
 
 
 def test_objectness_is_the_softmax_of_both_logits():

@@ -1,0 +1,46 @@
+import numpy as np
+import pytest
+from tensorflow import keras
+
+from refinedet_tf.backbones import build_backbone
+from refinedet_tf.config import BACKBONES, BackboneConfig
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 192)])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_maps_have_strides_8_16_32_64(name, size):
+    images = keras.Input((*size, 3))
+    maps = build_backbone(images, BackboneConfig(name))
+    assert [tuple(x.shape[1:3]) for x in maps] == [(size[0] // s, size[1] // s) for s in (8, 16, 32, 64)]
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.5, 0.75, 1.0])
+def test_alpha_scales_the_channels_of_the_mobilenet(alpha):
+    maps = build_backbone(keras.Input((64, 64, 3)), BackboneConfig("mobilenet_v1", alpha))
+    assert [x.shape[-1] for x in maps] == [int(alpha * channels) for channels in (256, 512, 1024, 512)]
+
+
+def test_mobilenet_is_that_of_keras_applications_fed_with_minus_one_to_one():
+    """Its weights load by name: the maps are those of the classifier's own layers."""
+    images = keras.Input((64, 64, 3))
+    model = keras.Model(images, build_backbone(images, BackboneConfig("mobilenet_v1", 0.25)))
+    original = keras.applications.MobileNet(
+        input_shape=(64, 64, 3), alpha=0.25, include_top=False, weights=None
+    )
+    rng = np.random.default_rng(0)
+    for layer in original.layers:
+        # Statistics that differ from those of a fresh model; variances stay positive.
+        weights = [rng.uniform(0.5, 1.5, w.shape) if w.ndim == 1 else w for w in layer.get_weights()]
+        layer.set_weights(weights)
+        if weights:
+            model.get_layer(layer.name).set_weights(weights)
+    pixels = rng.uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
+    sources = [
+        original.get_layer(name).output for name in ("conv_pw_5_relu", "conv_pw_11_relu", "conv_pw_13_relu")
+    ]
+    expected = keras.Model(original.input, sources)(
+        keras.applications.mobilenet.preprocess_input(pixels.copy())
+    )
+    for own, theirs in zip(model(pixels)[:3], expected, strict=True):
+        assert np.ptp(theirs) > 0
+        np.testing.assert_allclose(own, theirs, rtol=1e-5, atol=1e-5)
