@@ -207,6 +207,7 @@ def _call(name: str, arguments: tuple) -> Any:
         case "collections.OrderedDict", (list(pairs),):
             result = {}
             _set_items(result, ((key, value) for key, value in pairs))
+            pairs.clear()  # a list that is converted a million times would take for ever
             return result
         case "torch.Size", (tuple(size),):
             return size

@@ -170,6 +170,12 @@ def test_the_prefix_of_data_parallel_stays_where_not_all_names_have_it(path):
     assert list(read_state_dict(path)) == list(state)
 
 
+def test_an_ordered_dict_of_python_2_is_a_list_of_pairs(path):
+    pairs = [["a.weight", np.ones((2, 2), "f4")], ["a.bias", np.zeros(2, "f4")]]
+    write_checkpoint(path, Call("collections", "OrderedDict", (pairs,)), legacy=True)
+    assert_same_arrays(read_state_dict(path), dict(pairs))
+
+
 def test_the_rebuild_function_of_before_version_0_4_is_known(path):
     write_checkpoint(path, {"x": np.arange(3, dtype="f4")}, legacy=True)
     path.write_bytes(path.read_bytes().replace(b"_rebuild_tensor_v2", b"_rebuild_tensor"))
@@ -292,6 +298,9 @@ def test_a_zip_bomb_is_refused(path):
 NESTED = (
     b")" + b"q\x00h\x00\x86" * 100
 )  # a tuple of twice a tuple of twice a ...: whoever hashes or prints it takes for ever
+# OrderedDict([(1, None)] * 300_000), and that 100_000 times.
+CONVERTED_OFTEN = b"ccollections\nOrderedDict\nq\x00](K\x01N\x86q\x01" + b"h\x01" * 300_000
+CONVERTED_OFTEN += b"e\x85q\x02" + b"Rh\x00h\x02" * 100_000 + b"R."
 
 
 @pytest.mark.parametrize(
@@ -302,6 +311,7 @@ NESTED = (
         (NESTED + b".", "holds a tuple"),
         (b"ctorch\nSize\n" + NESTED + b"R.", "impossible arguments"),
         (b"ctorch._utils\n_rebuild_tensor_v2\n" + NESTED + b"R.", "impossible arguments"),
+        (CONVERTED_OFTEN, "no tensors"),
         (b"ctorch\nFloatStorage\n)R.", "torch.FloatStorage"),
         (NESTED + b"Q.", "storage"),
         (b"](" * 100_000 + b"e" * 100_000 + b".", "holds a list"),
