@@ -196,10 +196,12 @@ def load_config(path: str | os.PathLike, overrides: list[str] | None = None) -> 
         raise ConfigError(f"There is no recipe {os.fspath(path)!r}.")
     try:
         with open(path, encoding="utf-8") as file:
-            recipe = OmegaConf.create(yaml.safe_load(file) or {})
+            recipe = yaml.safe_load(file) or {}
         changes = OmegaConf.from_dotlist(list(overrides or []))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise ConfigError(f"{os.fspath(path)} is no readable recipe: {error}") from error
+    if not isinstance(recipe, dict):
+        raise ConfigError(f"{os.fspath(path)} is no recipe: it must hold the sections model, data and train.")
     return _typed(Config, recipe, changes, where=os.fspath(path))
 
 
@@ -245,6 +247,7 @@ def validate_model(model: ModelConfig) -> None:
         ConfigError: a value is unusable.
     """
     _check(len(model.classes) > 0, "model.classes", model.classes, "name at least one class")
+    _check(all(isinstance(name, str) for name in model.classes), "model.classes", model.classes, "must be names")
     repeated = sorted({name for name in model.classes if model.classes.count(name) > 1})
     _check(not repeated, "model.classes", model.classes, f"repeats {', '.join(repeated)}")
     sizes = list(model.input_size)
@@ -287,6 +290,8 @@ def _typed(schema: type, *layers: Any, where: str) -> Any:
                           f"known here: {', '.join(known)}.") from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{where}: {error.full_key or 'classes'} must be given.") from error
+    except TypeError as error:  # OmegaConf's answer to an override such as `model.classes.0=cat`
+        raise ConfigError(f"{where}: a list cannot be given as single keys, nor keys as a list.") from error
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(f"{where}: {error.full_key or 'the recipe'}: {reason}.") from error
