@@ -15,7 +15,17 @@ import yaml
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-BACKBONES = ("vgg16", "mobilenet_v1")
+BACKBONES = (
+    "vgg16",
+    "resnet101",
+    "mobilenet_v1",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "mobilenet_v3_large",
+    "keras_cv",
+)
+PREPROCESSING_MODES = ("caffe", "tf", "torch", "none")
+UPSAMPLING = ("deconvolution", "resize")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("multistep", "cosine")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
@@ -32,10 +42,22 @@ class BackboneConfig:
     Attributes:
         name: one of `BACKBONES`.
         alpha: width multiplier of the MobileNets; other backbones need 1.
+        preset_or_class: for `keras_cv`: a class of keras_cv.models such as ResNetV2Backbone, or a preset such as
+            resnet50_v2_imagenet or a folder that `save_to_preset` wrote.
+        arguments: for a class of keras_cv.models: arguments of its constructor.
+        preprocessing: one of `PREPROCESSING_MODES`, the form of input that the weights expect, where it differs from
+            the backbone's own.
+        frozen_stages: the first stages that are not trained. All layers at one resolution are a stage.
+        freeze_batch_norm: the backbone's batch normalisation keeps its statistics, scales and shifts.
     """
 
     name: str = "vgg16"
     alpha: float = 1.0
+    preset_or_class: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    preprocessing: str | None = None
+    frozen_stages: int = 0
+    freeze_batch_norm: bool = False
 
 
 @dataclass
@@ -66,6 +88,14 @@ class ModelConfig:
         width: channels of the transfer connection blocks, P3 to P6.
         separable: 3x3 convolutions of transfer connection blocks and heads are depthwise-separable.
         batch_norm: batch normalisation in the transfer connection blocks (and inside separable convolutions).
+        head_blocks: a residual block of 1024 channels before the heads of every level and module, as in the released
+            ResNet-101 models.
+        upsampling: how a transfer connection block doubles the map above: by `deconvolution`, the paper's, or by
+            `resize`, nearest neighbours, which has no parameters and quantises well.
+        two_step_regression: the ARM moves the anchors before the ODM does. Without, as in the paper's ablation, it only
+            tells objects from background, its offsets are zero, and the ODM starts from the plain anchors.
+        transfer_connection: the ODM sees transfer connection blocks. Without, as in the paper's ablation, its heads sit
+            on the backbone's maps.
         anchor_sizes: side in pixels of the square anchor at strides 8, 16, 32, 64. The paper: 4 x stride.
         arm_positive_iou: IoU from which an anchor is an object in the ARM's matching.
         arm_negative_iou: IoU below which an unmatched anchor may be mined as a negative of the ARM. Anchors between
@@ -82,6 +112,10 @@ class ModelConfig:
     width: int = 256
     separable: bool = False
     batch_norm: bool = False
+    head_blocks: bool = False
+    upsampling: str = "deconvolution"
+    two_step_regression: bool = True
+    transfer_connection: bool = True
     anchor_sizes: list[float] = field(default_factory=lambda: [32.0, 64.0, 128.0, 256.0])
     arm_positive_iou: float = 0.5
     arm_negative_iou: float = 0.5
@@ -96,7 +130,7 @@ class AugmentationConfig:
 
     Attributes:
         photometric: random brightness, contrast, saturation and hue.
-        expand_max_ratio: with probability 1/2 the image is put on a canvas of up to this many times its sides; 1: never.
+        expand_max_ratio: with probability 1/2 the image is put on a canvas of up to so many times its sides; 1: never.
         random_crop: the IoU-constrained crop of SSD.
         flip: horizontal mirror with probability 1/2.
         random_interpolation: resize with one of several methods at random instead of bilinear.
@@ -236,8 +270,7 @@ def validate(config: Config) -> None:
     for key in ("warmup_steps", "weight_decay", "clip_norm"):
         _check(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "must not be negative")
     for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
-        value = getattr(train, key)
-        _check(value in known, f"train.{key}", value, f"must be one of {', '.join(known)}{_nearest(value, known)}")
+        _check_choice(f"train.{key}", getattr(train, key), known)
 
 
 def validate_model(model: ModelConfig) -> None:
@@ -253,13 +286,9 @@ def validate_model(model: ModelConfig) -> None:
     sizes = list(model.input_size)
     multiples = len(sizes) == 2 and all(side > 0 and side % 64 == 0 for side in sizes)
     _check(multiples, "model.input_size", sizes, "must be [height, width], both multiples of 64")
-    name = model.backbone.name
-    _check(name in BACKBONES, "model.backbone.name", name,
-           f"must be one of {', '.join(BACKBONES)}{_nearest(name, BACKBONES)}")
-    _check(model.backbone.alpha > 0, "model.backbone.alpha", model.backbone.alpha, "must be positive")
-    _check(name.startswith("mobilenet") or model.backbone.alpha == 1, "model.backbone.alpha", model.backbone.alpha,
-           f"only the MobileNets have one; leave it out for {name}")
+    _validate_backbone(model.backbone)
     _check(model.width > 0, "model.width", model.width, "must be positive")
+    _check_choice("model.upsampling", model.upsampling, UPSAMPLING)
     anchors = list(model.anchor_sizes)
     _check(len(anchors) == 4 and min(anchors) > 0, "model.anchor_sizes", anchors,
            "must be four positive sizes in pixels, for strides 8, 16, 32, 64")
@@ -276,6 +305,25 @@ def validate_model(model: ModelConfig) -> None:
            detection.pre_suppression_top_k, "must not be negative; 0 takes all")
     _check(detection.max_detections > 0, "model.detection.max_detections", detection.max_detections,
            "must be positive")
+
+
+def _validate_backbone(backbone: BackboneConfig) -> None:
+    name, alpha = backbone.name, backbone.alpha
+    _check_choice("model.backbone.name", name, BACKBONES)
+    _check(alpha > 0, "model.backbone.alpha", alpha, "must be positive")
+    _check(name.startswith("mobilenet") or alpha == 1, "model.backbone.alpha", alpha,
+           f"only the MobileNets have one; leave it out for {name}")
+    if name == "keras_cv":
+        _check(bool(backbone.preset_or_class), "model.backbone.preset_or_class", backbone.preset_or_class,
+               "name a backbone class of keras_cv.models, a preset or a preset's folder")
+    else:
+        for key in ("preset_or_class", "arguments"):
+            value = getattr(backbone, key)
+            _check(not value, f"model.backbone.{key}", value, f"only keras_cv has one; leave it out for {name}")
+    if backbone.preprocessing is not None:
+        _check_choice("model.backbone.preprocessing", backbone.preprocessing, PREPROCESSING_MODES)
+    _check(backbone.frozen_stages >= 0, "model.backbone.frozen_stages", backbone.frozen_stages,
+           "must not be negative")
 
 
 def _typed(schema: type, *layers: Any, where: str) -> Any:
@@ -305,6 +353,10 @@ def _typed(schema: type, *layers: Any, where: str) -> Any:
 def _check(condition: bool, key: str, value: object, requirement: str) -> None:
     if not condition:
         raise ConfigError(f"{key} = {value!r}: {requirement}.")
+
+
+def _check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
+    _check(value in known, key, value, f"must be one of {', '.join(known)}{_nearest(value, known)}")
 
 
 def _nearest(word: str, known: tuple[str, ...] | list[str]) -> str:

@@ -1,13 +1,16 @@
 """What the detector is built of: preprocessing, L2 normalisation, transfer connection blocks and prediction heads."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import tensorflow as tf
 from tensorflow import keras
 
+from refinedet_tf.config import PREPROCESSING_MODES
+
 ANCHORS_PER_CELL = 3
-BATCH_NORM_MOMENTUM = 0.99
-BATCH_NORM_EPSILON = 1e-3
+# Inner and outer width of the residual block before a head.
+HEAD_BLOCK_CHANNELS = (256, 1024)
 
 
 @keras.utils.register_keras_serializable("refinedet_tf")
@@ -15,21 +18,26 @@ class Preprocessing(keras.layers.Layer):
     """Turns RGB images in 0..255 into what a backbone was trained on.
 
     Input and output `[b, h, w, 3]`. Modes: `caffe` is BGR minus the mean (104, 117, 123), as the original VGG-16 and
-    ResNet-101; `tf` is RGB scaled to -1..1, as the MobileNets of keras.applications.
+    ResNet-101; `tf` is RGB scaled to -1..1, as the MobileNets of keras.applications; `torch` is RGB in 0..1 minus
+    ImageNet's mean, divided by its deviation, as torchvision; `none` leaves images as they are.
     """
 
     def __init__(self, mode: str, **kwargs: object):
         # Pixels of a half-precision image would lose their last bits.
         super().__init__(**{**kwargs, "dtype": "float32"})
-        if mode not in ("caffe", "tf"):
-            raise ValueError(f"Preprocessing has the modes 'caffe' and 'tf', not {mode!r}.")
+        if mode not in PREPROCESSING_MODES:
+            raise ValueError(f"Preprocessing has the modes {', '.join(PREPROCESSING_MODES)}, not {mode!r}.")
         self.mode = mode
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
         """Normalises images `[b, h, w, 3]`."""
         if self.mode == "caffe":
             return tf.reverse(images, axis=[-1]) - tf.constant([104.0, 117.0, 123.0])
-        return images / 127.5 - 1.0
+        if self.mode == "tf":
+            return images / 127.5 - 1.0
+        if self.mode == "torch":
+            return (images / 255.0 - tf.constant([0.485, 0.456, 0.406])) / tf.constant([0.229, 0.224, 0.225])
+        return images
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """The shape stays as it is."""
@@ -76,12 +84,42 @@ class L2Normalization(keras.layers.Layer):
         return {**super().get_config(), "initial_scale": self.initial_scale}
 
 
+def gaussian() -> keras.initializers.Initializer:
+    """N(0, 0.01), the rule of the ResNet recipes for convolutions that batch normalisation follows."""
+    return keras.initializers.RandomNormal(stddev=0.01)
+
+
 def xavier() -> keras.initializers.Initializer:
     """Caffe's Xavier rule, uniform in +-sqrt(3 / fan_in); Keras's GlorotUniform has another bound."""
     return keras.initializers.VarianceScaling(scale=1.0, mode="fan_in", distribution="uniform")
 
 
-def conv3x3(filters: int, name: str, *, separable: bool = False, batch_norm: bool = False) -> Callable:
+@dataclass(frozen=True)
+class Normalization:
+    """Batch normalisation of the layers that stand on a backbone, which are made as the backbone's own are.
+
+    Attributes:
+        momentum: share of the old value in a step of the moving averages.
+        epsilon: added to the variance.
+        kernel_initializer: makes the initial kernels of the convolutions before it.
+    """
+
+    momentum: float = 0.99
+    epsilon: float = 1e-3
+    kernel_initializer: Callable[[], keras.initializers.Initializer] = xavier
+
+
+DEFAULT_NORMALIZATION = Normalization()
+
+
+def conv3x3(
+    filters: int,
+    name: str,
+    *,
+    separable: bool = False,
+    batch_norm: bool = False,
+    normalization: Normalization = DEFAULT_NORMALIZATION,
+) -> Callable:
     """A 3x3 convolution that keeps the map's size, without activation.
 
     Args:
@@ -89,6 +127,7 @@ def conv3x3(filters: int, name: str, *, separable: bool = False, batch_norm: boo
         name: name of the layer; parts of a compound one append `_depthwise`, `_pointwise`, `_bn`.
         separable: depthwise convolution, batch normalisation, ReLU, then a 1x1 convolution.
         batch_norm: batch normalisation after it, which replaces the bias.
+        normalization: how that is made.
 
     Returns:
         A function from feature maps `[b, h, w, c]` to `[b, h, w, filters]`.
@@ -99,23 +138,26 @@ def conv3x3(filters: int, name: str, *, separable: bool = False, batch_norm: boo
             depthwise = keras.layers.DepthwiseConv2D(
                 3, padding="same", use_bias=False, depthwise_initializer="he_normal", name=f"{name}_depthwise"
             )
-            x = relu(f"{name}_depthwise_relu")(batch_normalization(f"{name}_depthwise_bn")(depthwise(x)))
+            x = batch_normalization(f"{name}_depthwise_bn", normalization)(depthwise(x))
+            x = relu(f"{name}_depthwise_relu")(x)
         x = keras.layers.Conv2D(
             filters,
             1 if separable else 3,
             padding="same",
             use_bias=not batch_norm,
-            kernel_initializer=xavier(),
+            kernel_initializer=normalization.kernel_initializer() if batch_norm else xavier(),
             name=f"{name}_pointwise" if separable else name,
         )(x)
-        return batch_normalization(f"{name}_bn")(x) if batch_norm else x
+        return batch_normalization(f"{name}_bn", normalization)(x) if batch_norm else x
 
     return apply
 
 
-def batch_normalization(name: str) -> keras.layers.Layer:
-    """Batch normalisation as in the layers that this project adds to a backbone."""
-    return keras.layers.BatchNormalization(momentum=BATCH_NORM_MOMENTUM, epsilon=BATCH_NORM_EPSILON, name=name)
+def batch_normalization(name: str, normalization: Normalization = DEFAULT_NORMALIZATION) -> keras.layers.Layer:
+    """A named batch normalisation."""
+    return keras.layers.BatchNormalization(
+        momentum=normalization.momentum, epsilon=normalization.epsilon, name=name
+    )
 
 
 def relu(name: str) -> keras.layers.Layer:
@@ -123,8 +165,64 @@ def relu(name: str) -> keras.layers.Layer:
     return keras.layers.ReLU(name=name)
 
 
+def bottleneck_block(
+    x: tf.Tensor,
+    channels: tuple[int, int],
+    *,
+    conv_name: str,
+    bn_name: str,
+    relu_name: str,
+    stride: int = 1,
+    projection: bool = True,
+    normalization: Normalization = DEFAULT_NORMALIZATION,
+) -> tf.Tensor:
+    """The bottleneck residual block of ResNet v1 (He et al., CVPR 2016), with the stride on the first 1x1.
+
+    Args:
+        x: `[b, h, w, c]`.
+        channels: of the inner convolutions and of the result.
+        conv_name: names of the convolutions, `{}` standing for `branch1`, `branch2a`, `branch2b`, `branch2c`.
+        bn_name: likewise, of their batch normalisations.
+        relu_name: name of the rectifier behind the sum; the inner ones are named after their convolutions.
+        stride: of `branch2a` and of the projection.
+        projection: the shortcut is a 1x1 convolution, `branch1`, instead of `x` itself.
+        normalization: how batch normalisation is made.
+
+    Returns:
+        `[b, h / stride, w / stride, channels[1]]`, rectified.
+    """
+
+    def conv_bn(x: tf.Tensor, filters: int, kernel: int, branch: str, strides: int = 1) -> tf.Tensor:
+        x = keras.layers.Conv2D(
+            filters,
+            kernel,
+            strides=strides,
+            padding="same",
+            use_bias=False,
+            kernel_initializer=normalization.kernel_initializer(),
+            name=conv_name.format(branch),
+        )(x)
+        return batch_normalization(bn_name.format(branch), normalization)(x)
+
+    inner, outer = channels
+    shortcut = conv_bn(x, outer, 1, "branch1", stride) if projection else x
+    x = relu(f"{conv_name.format('branch2a')}_relu")(conv_bn(x, inner, 1, "branch2a", stride))
+    x = relu(f"{conv_name.format('branch2b')}_relu")(conv_bn(x, inner, 3, "branch2b"))
+    x = conv_bn(x, outer, 1, "branch2c")
+    x = keras.layers.Add(name=relu_name.removesuffix("_relu"))([shortcut, x])
+    return relu(relu_name)(x)
+
+
 def transfer_connection_block(
-    features: tf.Tensor, above: tf.Tensor | None, level: int, *, width: int, separable: bool, batch_norm: bool
+    features: tf.Tensor,
+    above: tf.Tensor | None,
+    level: int,
+    *,
+    width: int,
+    separable: bool,
+    batch_norm: bool,
+    upsampling: str = "deconvolution",
+    normalization: Normalization = DEFAULT_NORMALIZATION,
 ) -> tf.Tensor:
     """One transfer connection block (paper, figure 2): a source map, joined by the block above, becomes `P{level}`.
 
@@ -137,22 +235,67 @@ def transfer_connection_block(
         width: channels of the result.
         separable: use depthwise-separable 3x3 convolutions.
         batch_norm: normalise after every convolution and deconvolution.
+        upsampling: how the block above is doubled: by `deconvolution` (2x2, stride 2), or by `resize`, which repeats
+            every value and has no parameters.
+        normalization: how batch normalisation is made.
 
     Returns:
         `P{level}`, `[b, h, w, width]`, rectified.
     """
-    conv = {"separable": separable, "batch_norm": batch_norm}
+    conv = {"separable": separable, "batch_norm": batch_norm, "normalization": normalization}
     x = relu(f"TL{level}_1_relu")(conv3x3(width, f"TL{level}_1", **conv)(features))
     x = conv3x3(width, f"TL{level}_2", **conv)(x)
     if above is not None:
-        up = keras.layers.Conv2DTranspose(
-            width, 2, strides=2, use_bias=not batch_norm, kernel_initializer=xavier(), name=f"P{level + 1}-up"
-        )(above)
-        if batch_norm:
-            up = batch_normalization(f"P{level + 1}-up_bn")(up)
+        up = _upsample(above, width, f"P{level + 1}-up", upsampling, batch_norm, normalization)
         x = keras.layers.Add(name=f"Elt{level}")([x, up])
     x = relu(f"Elt{level}_relu" if above is not None else f"TL{level}_2_relu")(x)
     return relu(f"P{level}_relu")(conv3x3(width, f"P{level}", **conv)(x))
+
+
+def _upsample(
+    x: tf.Tensor, width: int, name: str, upsampling: str, batch_norm: bool, normalization: Normalization
+) -> tf.Tensor:
+    if upsampling == "resize":
+        return keras.layers.UpSampling2D(2, interpolation="nearest", name=name)(x)
+    initializer = normalization.kernel_initializer() if batch_norm else xavier()
+    x = keras.layers.Conv2DTranspose(
+        width, 2, strides=2, use_bias=not batch_norm, kernel_initializer=initializer, name=name
+    )(x)
+    return batch_normalization(f"{name}_bn", normalization)(x) if batch_norm else x
+
+
+def head_block(features: tf.Tensor, name: str, normalization: Normalization = DEFAULT_NORMALIZATION) -> tf.Tensor:
+    """The residual block before the heads of one level and module, in the released ResNet-101 models.
+
+    Args:
+        features: `[b, h, w, c]`.
+        name: of the level and module, as `arm3`; convolutions are named `arm3_inter_branch1` and so on.
+        normalization: how batch normalisation is made.
+
+    Returns:
+        `[b, h, w, 1024]`, rectified.
+    """
+    return bottleneck_block(
+        features,
+        HEAD_BLOCK_CHANNELS,
+        conv_name=f"{name}_inter_{{}}",
+        bn_name=f"{name}_inter_{{}}_bn",
+        relu_name=f"{name}_inter_relu",
+        normalization=normalization,
+    )
+
+
+@keras.utils.register_keras_serializable("refinedet_tf")
+class ZeroOffsets(keras.layers.Layer):
+    """Offsets that move no anchor, `[b, n, 4]`, in the form of any predictions `[b, n, values]`."""
+
+    def call(self, predictions: tf.Tensor) -> tf.Tensor:
+        """Zeros for every anchor."""
+        return tf.repeat(tf.zeros_like(predictions[..., :1]), 4, axis=-1)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """Four values for each anchor."""
+        return (*input_shape[:-1], 4)
 
 
 def prediction_head(features: tf.Tensor, values: int, name: str, *, separable: bool) -> tf.Tensor:

@@ -1,14 +1,15 @@
 """RefineDet as a Keras model: the graph of both modules, its training step, detection and export."""
 
+import dataclasses
 import os
 from typing import Any
 
 import tensorflow as tf
 from tensorflow import keras
 
-from refinedet_tf.backbones import build_backbone
+from refinedet_tf.backbones import build_backbone, normalization_of, without_download
 from refinedet_tf.config import Config, ModelConfig, as_dict, model_config, validate_model
-from refinedet_tf.layers import join_levels, prediction_head, transfer_connection_block
+from refinedet_tf.layers import ZeroOffsets, head_block, join_levels, prediction_head, transfer_connection_block
 from refinedet_tf.losses import COUNT_NAMES, LOSS_NAMES, RefineDetLoss
 from refinedet_tf.ops.anchors import generate_anchors
 from refinedet_tf.ops.detections import decode_predictions, suppress
@@ -45,7 +46,7 @@ class RefineDet(keras.Model):
         validate_model(config)
         inputs = keras.Input(shape=(*config.input_size, 3), name="images")
         super().__init__(inputs=inputs, outputs=_build_graph(inputs, config), **{"name": "refinedet", **kwargs})
-        self.config = config
+        self.config = dataclasses.replace(config, backbone=without_download(config.backbone))
         self.anchors = tf.constant(generate_anchors(config.input_size, config.anchor_sizes))
         self.loss_function = RefineDetLoss.from_config(config)
         self._trackers = [keras.metrics.Mean(name=name) for name in ("loss", *LOSS_NAMES, *COUNT_NAMES)]
@@ -155,23 +156,23 @@ def dense_targets(targets: dict[str, Any]) -> dict[str, tf.Tensor]:
 
 
 def _build_graph(images: tf.Tensor, config: ModelConfig) -> dict[str, tf.Tensor]:
-    # Anchor refinement module.
     sources = dict(zip(LEVELS, build_backbone(images, config.backbone), strict=True))
-    separable = config.separable
-    arm_objectness = [prediction_head(sources[k], 2, f"arm{k}_objectness", separable=separable) for k in LEVELS]
-    arm_offsets = [prediction_head(sources[k], 4, f"arm{k}_offsets", separable=separable) for k in LEVELS]
+
+    # Anchor refinement module.
+    arm_inputs = _head_inputs(sources, "arm", config)
+    arm_objectness = _heads(arm_inputs, 2, "arm{}_objectness", config)
+    if config.two_step_regression:
+        arm_offsets = _heads(arm_inputs, 4, "arm{}_offsets", config)
+    else:
+        arm_offsets = [ZeroOffsets(name=f"arm{k}_offsets")(x) for k, x in zip(LEVELS, arm_objectness, strict=True)]
 
     # Transfer connection blocks, from the top down.
-    pyramid, above = {}, None
-    for level in reversed(LEVELS):
-        above = pyramid[level] = transfer_connection_block(
-            sources[level], above, level, width=config.width, separable=separable, batch_norm=config.batch_norm
-        )
+    pyramid = _transfer_connections(sources, config) if config.transfer_connection else sources
 
     # Object detection module.
-    values = 1 + len(config.classes)
-    odm_classes = [prediction_head(pyramid[k], values, f"odm{k}_classes", separable=separable) for k in LEVELS]
-    odm_offsets = [prediction_head(pyramid[k], 4, f"odm{k}_offsets", separable=separable) for k in LEVELS]
+    odm_inputs = _head_inputs(pyramid, "odm", config)
+    odm_classes = _heads(odm_inputs, 1 + len(config.classes), "odm{}_classes", config)
+    odm_offsets = _heads(odm_inputs, 4, "odm{}_offsets", config)
 
     return {
         "arm_objectness": join_levels(arm_objectness, "arm_objectness"),
@@ -179,6 +180,36 @@ def _build_graph(images: tf.Tensor, config: ModelConfig) -> dict[str, tf.Tensor]
         "odm_classes": join_levels(odm_classes, "odm_classes"),
         "odm_offsets": join_levels(odm_offsets, "odm_offsets"),
     }
+
+
+def _transfer_connections(sources: dict[int, tf.Tensor], config: ModelConfig) -> dict[int, tf.Tensor]:
+    """P3 to P6 by level."""
+    pyramid, above = {}, None
+    for level in reversed(LEVELS):
+        above = pyramid[level] = transfer_connection_block(
+            sources[level],
+            above,
+            level,
+            width=config.width,
+            separable=config.separable,
+            batch_norm=config.batch_norm,
+            upsampling=config.upsampling,
+            normalization=normalization_of(config.backbone),
+        )
+    return pyramid
+
+
+def _head_inputs(maps: dict[int, tf.Tensor], module: str, config: ModelConfig) -> dict[int, tf.Tensor]:
+    """What the heads of a module see, by level: the maps, or what the block before the heads makes of them."""
+    if not config.head_blocks:
+        return maps
+    normalization = normalization_of(config.backbone)
+    return {level: head_block(maps[level], f"{module}{level}", normalization) for level in LEVELS}
+
+
+def _heads(maps: dict[int, tf.Tensor], values: int, name: str, config: ModelConfig) -> list[tf.Tensor]:
+    """The heads of all levels, `values` numbers for each anchor; `name` has a place for the level."""
+    return [prediction_head(maps[k], values, name.format(k), separable=config.separable) for k in LEVELS]
 
 
 def _scale(optimizer: keras.optimizers.Optimizer, loss: tf.Tensor) -> tf.Tensor:

@@ -4,9 +4,10 @@ import tensorflow as tf
 from tensorflow import keras
 
 from refinedet_tf.config import BackboneConfig
-from refinedet_tf.layers import L2Normalization, xavier
+from refinedet_tf.layers import DEFAULT_NORMALIZATION, L2Normalization, xavier
 
 PREPROCESSING = "caffe"
+NORMALIZATION = DEFAULT_NORMALIZATION
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 

@@ -1,0 +1,93 @@
+"""Any backbone of KerasCV that has pyramid levels, with one more level on top."""
+
+import dataclasses
+import difflib
+from types import ModuleType
+from typing import Any
+
+import tensorflow as tf
+from tensorflow import keras
+
+from refinedet_tf.backbones.mobilenet import extra_level
+from refinedet_tf.config import BackboneConfig, ConfigError
+from refinedet_tf.layers import DEFAULT_NORMALIZATION
+
+# KerasCV's networks take RGB in 0..255 and rescale it in a first layer of their own.
+PREPROCESSING = "none"
+NORMALIZATION = DEFAULT_NORMALIZATION
+
+LEVELS = ("P3", "P4", "P5")
+
+KEY = "model.backbone.preset_or_class"
+
+
+def build(x: tf.Tensor, config: BackboneConfig) -> list[tf.Tensor]:
+    """Adds the network to a functional graph; layers carry KerasCV's names.
+
+    A preset brings its weights, other networks start from random ones.
+
+    Args:
+        x: `[b, h, w, 3]`; RGB in 0..255 unless the recipe says otherwise in `preprocessing`, which takes the place of
+            the network's own rescaling.
+        config: `preset_or_class` and `arguments`.
+
+    Returns:
+        KerasCV's levels P3, P4, P5 and a fourth of 512 channels.
+
+    Raises:
+        ConfigError: there is no such backbone, it cannot be built or downloaded, or it lacks one of the levels.
+    """
+    arguments = {} if config.preprocessing is None else {"include_rescaling": False}
+    network = _network(config, {**arguments, "input_tensor": x})
+    levels = network.pyramid_level_inputs
+    missing = [level for level in LEVELS if level not in levels]
+    if missing:
+        raise ConfigError(f"{KEY} = {config.preset_or_class!r}: has the levels {', '.join(levels) or '(none)'}, "
+                          f"not {', '.join(missing)}.")
+    maps = [network.get_layer(levels[level]).output for level in LEVELS]
+    return [*maps, extra_level(maps[-1])]
+
+
+def without_download(config: BackboneConfig) -> BackboneConfig:
+    """The same architecture as a class and its arguments, instead of a preset's name.
+
+    Many classes of KerasCV, such as ResNet50V2Backbone, stand for presets too.
+
+    Raises:
+        ConfigError: as `build`.
+    """
+    if config.arguments:
+        return config
+    network = _network(config, {}, load_weights=False)
+    arguments = {
+        key: value
+        for key, value in network.get_config().items()
+        if key not in ("name", "trainable", "input_shape", "input_tensor")
+    }
+    return dataclasses.replace(config, preset_or_class=type(network).__name__, arguments=arguments)
+
+
+def _network(config: BackboneConfig, arguments: dict[str, Any], load_weights: bool | None = None) -> keras.Model:
+    import keras_cv  # a second or two of import that other backbones need not pay
+
+    name = config.preset_or_class
+    classes = _backbone_classes(keras_cv.models)
+    try:
+        if name in classes:
+            return classes[name](**{"include_rescaling": True, **config.arguments, **arguments})
+        for backbone in classes.values():
+            if name in backbone.presets:
+                return backbone.from_preset(name, load_weights=load_weights, **arguments)
+        if tf.io.gfile.isdir(name):
+            return keras_cv.models.Backbone.from_preset(name, load_weights=load_weights, **arguments)
+    except Exception as error:  # KerasCV's constructors and downloads raise whatever they come across
+        raise ConfigError(f"{KEY} = {name!r}: KerasCV cannot build it: {error}") from error
+    known = sorted({*classes, *(preset for backbone in classes.values() for preset in backbone.presets)})
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    raise ConfigError(f"{KEY} = {name!r}: KerasCV has no such backbone{hint}; it has {', '.join(known)}.")
+
+
+def _backbone_classes(models: ModuleType) -> dict[str, type]:
+    """Backbones of keras_cv.models by name."""
+    return {name: value for name, value in vars(models).items() if name.endswith("Backbone") and name != "Backbone"}
