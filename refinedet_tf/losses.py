@@ -32,18 +32,24 @@ class RefineDetLoss:
         arm_negative_iou: float = 0.5,
         objectness_threshold: float = 0.01,
         negative_ratio: float = 3.0,
+        two_step_regression: bool = True,
     ):
         """The defaults are the paper's; see `ModelConfig` for each."""
         self.arm_positive_iou = arm_positive_iou
         self.arm_negative_iou = arm_negative_iou
         self.objectness_threshold = objectness_threshold
         self.negative_ratio = negative_ratio
+        self.two_step_regression = two_step_regression
 
     @classmethod
     def from_config(cls, config: ModelConfig) -> "RefineDetLoss":
         """The loss as a recipe's `model` section sets it."""
         return cls(
-            config.arm_positive_iou, config.arm_negative_iou, config.objectness_threshold, config.negative_ratio
+            config.arm_positive_iou,
+            config.arm_negative_iou,
+            config.objectness_threshold,
+            config.negative_ratio,
+            config.two_step_regression,
         )
 
     def __call__(
@@ -75,6 +81,8 @@ class RefineDetLoss:
             matches=matches,
             candidates=negatives,
         )
+        if not self.two_step_regression:
+            arm_box_loss = tf.zeros_like(arm_box_loss)
 
         refined = tf.stop_gradient(refine_anchors(predictions["arm_offsets"], anchors))
         matches, negatives = match(refined, boxes, valid, ODM_IOU, ODM_IOU)
