@@ -1,0 +1,298 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from refinedet_tf.config import (
+    AugmentationConfig,
+    BackboneConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    DetectionConfig,
+    ModelConfig,
+    TrainConfig,
+    as_dict,
+    load_config,
+    model_config,
+    save_config,
+    validate,
+    validate_model,
+)
+
+RECIPES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
+MINIMAL = "model: {classes: [cat, dog]}\n"
+
+# Every value differs from its default.
+CHANGED = Config(
+    model=ModelConfig(
+        classes=["cat", "dog"],
+        input_size=[128, 192],
+        backbone=BackboneConfig("mobilenet_v1", 0.5),
+        width=64,
+        separable=True,
+        batch_norm=True,
+        anchor_sizes=[20.0, 40.0, 80.0, 160.5],
+        arm_positive_iou=0.7,
+        arm_negative_iou=0.3,
+        objectness_threshold=0.05,
+        negative_ratio=2.0,
+        detection=DetectionConfig(0.05, 0.5, 400, 200),
+    ),
+    data=DataConfig(["a", "b"], ["c"], 7, True, AugmentationConfig(False, 2.0, False, False, False)),
+    train=TrainConfig(
+        epochs=3,
+        batch_size=5,
+        optimizer="adam",
+        learning_rate=0.5,
+        schedule="cosine",
+        decay_epochs=[1, 2],
+        decay_rate=0.2,
+        warmup_steps=9,
+        momentum=0.8,
+        weight_decay=0.25,
+        clip_norm=1.5,
+        precision="mixed_bfloat16",
+        jit_compile=True,
+        seed=4,
+        weights="some.file",
+        evaluate_every=2,
+    ),
+)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def leaves(values, prefix=""):
+    """`section.key` to value."""
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        name: leaf
+        for key, value in values.items()
+        for name, leaf in leaves(value, f"{prefix}.{key}" if prefix else key).items()
+    }
+
+
+def settings(config):
+    return leaves(dataclasses.asdict(config))
+
+
+def test_recipe_without_settings_has_the_defaults_of_the_paper(write):
+    config = load_config(write(MINIMAL))
+    assert config == Config(model=ModelConfig(classes=["cat", "dog"]))
+    assert (config.model.input_size, config.model.anchor_sizes) == ([320, 320], [32, 64, 128, 256])
+    assert (config.model.arm_positive_iou, config.model.objectness_threshold) == (0.5, 0.01)
+    assert config.model.detection == DetectionConfig(0.01, 0.45, 1000, 500)
+    assert (config.train.learning_rate, config.train.momentum, config.train.weight_decay) == (1e-3, 0.9, 5e-4)
+
+
+def test_saved_recipe_is_read_back_as_it_was(tmp_path):
+    path = tmp_path / "config.yaml"
+    save_config(CHANGED, path)
+    assert load_config(path) == CHANGED
+
+
+def test_the_changed_recipe_of_these_tests_changes_every_setting(write):
+    defaults, changed = settings(load_config(write(MINIMAL))), settings(CHANGED)
+    assert defaults.keys() == changed.keys()
+    assert [key for key in changed if changed[key] == defaults[key]] == ["model.classes"]
+
+
+@pytest.mark.parametrize(("key", "value"), settings(CHANGED).items())
+def test_every_setting_can_be_overridden_alone(write, key, value):
+    path = write("model: {classes: [bird], backbone: {name: mobilenet_v1}}\n")
+    if key == "model.arm_positive_iou":
+        value = 0.6  # any threshold above the default of its partner
+    before = settings(load_config(path))
+    after = settings(load_config(path, overrides=[f"{key}={value}"]))
+    assert {**before, key: value} == after
+
+
+def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones(write):
+    path = write(MINIMAL + "train: {batch_size: 4, epochs: 9}\n")
+    train = load_config(path, overrides=["train.batch_size=8", "train.seed=1", "train.seed=2"]).train
+    assert (train.batch_size, train.seed, train.epochs) == (8, 2, 9)
+
+
+def test_numbers_in_scientific_notation_are_numbers(write):
+    # YAML 1.1 takes 1e-3, without a point, for a string.
+    assert load_config(write(MINIMAL + "train: {learning_rate: 1e-3}\n")).train.learning_rate == 0.001
+    assert load_config(write(MINIMAL), ["train.weight_decay=2e-4"]).train.weight_decay == 0.0002
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "nearest"),
+    [
+        ("modle: {classes: [a]}", "modle", "model"),
+        (MINIMAL + "trian: {}", "trian", "train"),
+        ("model: {classes: [a], input_sise: [64, 64]}", "model.input_sise", "input_size"),
+        ("model: {classes: [a], backbone: {alhpa: 0.5}}", "model.backbone.alhpa", "alpha"),
+        (
+            "model: {classes: [a], detection: {iou_treshold: 1}}",
+            "model.detection.iou_treshold",
+            "iou_threshold",
+        ),
+        (MINIMAL + "data: {max_box: 3}", "data.max_box", "max_boxes"),
+        (MINIMAL + "data: {augmentation: {flp: true}}", "data.augmentation.flp", "flip"),
+        (MINIMAL + "train: {batchsize: 3}", "train.batchsize", "batch_size"),
+    ],
+)
+def test_unknown_key_is_named_with_the_nearest_known_one(write, text, key, nearest):
+    with pytest.raises(ConfigError) as error:
+        load_config(write(text))
+    assert f"recipe.yaml: unknown key {key!r} (did you mean {nearest!r}?)" in str(error.value)
+
+
+def test_unknown_key_in_an_override_is_named_as_in_a_file(write):
+    with pytest.raises(ConfigError, match=r"unknown key 'train.batchsize' \(did you mean 'batch_size'\?\)"):
+        load_config(write(MINIMAL), ["train.batchsize=8"])
+
+
+def test_key_that_resembles_nothing_comes_with_the_known_ones(write):
+    with pytest.raises(ConfigError, match="unknown key 'xyz'; known here: model, data, train"):
+        load_config(write("xyz: 1"))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.batch_size=many", ["train.batch_size", "many", "Integer"]),
+        ("train.batch_size=1.5", ["train.batch_size", "1.5"]),
+        ("train.batch_size=null", ["train.batch_size", "None"]),
+        ("train.batch_size", ["train.batch_size"]),
+        ("train.jit_compile=maybe", ["train.jit_compile", "maybe", "bool"]),
+        ("train.decay_epochs=3", ["train.decay_epochs", "list"]),
+        ("train.decay_epochs=[1,x]", ["train.decay_epochs[1]", "x"]),
+        ("model.classes=cat", ["model.classes", "list"]),
+        ("model.classes=[]", ["model.classes", "at least one"]),
+        ("model.classes=[cat,dog,cat]", ["model.classes", "repeats cat"]),
+        ("model.classes=[cat,[dog]]", ["model.classes", "must be names"]),
+        ("model.classes.0=bird", ["a list cannot be given as single keys"]),
+        ("model.backbone=vgg16", ["BackboneConfig", "vgg16"]),
+        ("model=3", ["ModelConfig", "3"]),
+        ("train.batch_size=[1", ["no readable recipe"]),
+    ],
+)
+def test_values_of_the_wrong_kind_are_named(write, override, words):
+    with pytest.raises(ConfigError) as error:
+        load_config(write(MINIMAL), [override])
+    assert "recipe.yaml" in str(error.value)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "requirement"),
+    [
+        ("model.input_size", [320], "must be [height, width], both multiples of 64"),
+        ("model.input_size", [320, 300], "multiples of 64"),
+        ("model.input_size", [0, 64], "multiples of 64"),
+        ("model.input_size", [64, -64], "multiples of 64"),
+        ("model.backbone.name", "vgg61", "did you mean 'vgg16'?"),
+        ("model.backbone.alpha", 0.5, "leave it out for vgg16"),
+        ("model.backbone.alpha", -1.0, "must be positive"),
+        ("model.width", 0, "must be positive"),
+        ("model.anchor_sizes", [32.0, 64.0, 128.0], "four positive sizes"),
+        ("model.anchor_sizes", [32.0, 64.0, 128.0, 0.0], "four positive sizes"),
+        ("model.arm_negative_iou", 0.6, "arm_negative_iou <= arm_positive_iou"),
+        ("model.arm_negative_iou", -0.1, "0 <= arm_negative_iou"),
+        ("model.objectness_threshold", 1.0, "must be in [0, 1)"),
+        ("model.objectness_threshold", -0.01, "must be in [0, 1)"),
+        ("model.negative_ratio", -1.0, "must not be negative"),
+        ("model.detection.score_threshold", 1.01, "must be in [0, 1]"),
+        ("model.detection.iou_threshold", -0.1, "must be in [0, 1]"),
+        ("model.detection.pre_suppression_top_k", -1, "0 takes all"),
+        ("model.detection.max_detections", 0, "must be positive"),
+        ("data.train_splits", [], "at least one list"),
+        ("data.max_boxes", 0, "must be positive"),
+        ("data.augmentation.expand_max_ratio", 0.9, "must be at least 1"),
+        ("train.epochs", 0, "must be positive"),
+        ("train.batch_size", -1, "must be positive"),
+        ("train.learning_rate", 0.0, "must be positive"),
+        ("train.learning_rate", ".nan", "must be positive"),
+        ("train.evaluate_every", 0, "must be positive"),
+        ("train.warmup_steps", -1, "must not be negative"),
+        ("train.weight_decay", -0.1, "must not be negative"),
+        ("train.clip_norm", -1.0, "must not be negative"),
+        ("train.optimizer", "adma", "did you mean 'adam'?"),
+        ("train.schedule", "cosin", "did you mean 'cosine'?"),
+        ("train.precision", "mixed_bfloat61", "did you mean 'mixed_bfloat16'?"),
+    ],
+)
+def test_values_out_of_range_are_named_with_what_they_must_be(write, key, value, requirement):
+    with pytest.raises(ConfigError) as error:
+        load_config(write(MINIMAL), [f"{key}={value}"])
+    assert f"recipe.yaml: {key} = " in str(error.value)
+    assert requirement in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "train: {batch_size: 4}", "model: {width: 64}"])
+def test_recipe_without_classes_says_so(write, text):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml: model\.classes must be given"):
+        load_config(write(text))
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "5", "foo", "- model\n- data"])
+def test_file_without_sections_says_which_belong_there(write, text):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml is no recipe: .*sections model, data and train"):
+        load_config(write(text))
+
+
+def test_file_that_is_no_yaml_is_named_with_the_place_of_the_fault(write, tmp_path):
+    with pytest.raises(ConfigError, match=r"(?s)recipe\.yaml is no readable recipe: .*line 2"):
+        load_config(write("model:\n  classes: [a\n"))
+    (tmp_path / "image.yaml").write_bytes(bytes(range(256)))
+    with pytest.raises(ConfigError, match=r"image\.yaml is no readable recipe"):
+        load_config(tmp_path / "image.yaml")
+
+
+def test_recipe_cannot_run_code(write, tmp_path):
+    with pytest.raises(ConfigError, match="python/object/apply"):
+        load_config(write(f"model: !!python/object/apply:os.mkdir ['{tmp_path / 'made'}']"))
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", ""])
+def test_missing_file_and_folder_are_named(tmp_path, name):
+    with pytest.raises(ConfigError, match="There is no recipe"):
+        load_config(tmp_path / name)
+
+
+def test_model_section_travels_as_plain_values():
+    values = as_dict(CHANGED.model)
+    assert set(leaves(values)) == {
+        key[len("model.") :] for key in settings(CHANGED) if key.startswith("model.")
+    }
+    assert model_config(values) == CHANGED.model
+    with pytest.raises(ConfigError, match=r"unknown key 'widht' \(did you mean 'width'\?\)"):
+        model_config({"classes": ["a"], "widht": 3})
+
+
+def test_recipes_made_in_python_are_checked_alike():
+    validate(CHANGED)
+    validate_model(CHANGED.model)
+    with pytest.raises(ConfigError, match=r"train\.optimizer = 'sdg'"):
+        validate(dataclasses.replace(CHANGED, train=TrainConfig(optimizer="sdg")))
+    with pytest.raises(ConfigError, match=r"model\.width = 0"):
+        validate(Config(model=ModelConfig(classes=["a"], width=0)))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_load_and_are_named_after_what_they_hold(path):
+    config = load_config(path)
+    size, backbone, _ = path.stem.removeprefix("refinedet").split("_", 2)
+    assert config.model.input_size == [int(size), int(size)]
+    assert config.model.backbone.name.startswith(backbone)
+
+
+def test_there_are_recipes():
+    assert RECIPES
