@@ -38,7 +38,7 @@ class Detector:
     """
 
     def __init__(self, run: Callable[[tf.Tensor], dict[str, tf.Tensor]], classes: list[str]):
-        """Wraps a function from uint8 RGB images `[b, h, w, 3]`, any size, to detections as `RefineDet.detect` gives."""
+        """Wraps a function from uint8 RGB `[b, h, w, 3]` of any size to detections as `RefineDet.detect` gives."""
         self._run = run
         self.classes = classes
 

@@ -1,6 +1,9 @@
 """One small model for all tests that need any: building graphs is what costs time here."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -8,7 +11,10 @@ import numpy as np
 import pytest
 
 from refinedet_tf.config import BackboneConfig, ModelConfig
+from refinedet_tf.data.shapes import draw_shapes
 from refinedet_tf.model import RefineDet
+
+PROJECT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -34,3 +40,44 @@ def tiny_model(tiny_config):
 def tiny_images():
     """A batch of three images for it."""
     return np.random.default_rng(7).uniform(0, 255, (3, 64, 128, 3)).astype(np.float32)
+
+
+RECIPE = """
+model:
+  classes: [circle, square, triangle, star]
+  input_size: [64, 64]
+  backbone: {name: mobilenet_v1, alpha: 0.25}
+  width: 16
+  separable: true
+  batch_norm: true
+data: {max_boxes: 8}
+train: {epochs: 2, batch_size: 4, optimizer: adam, schedule: cosine, evaluate_every: 1}
+"""
+
+
+@pytest.fixture(scope="session")
+def shapes_dir(tmp_path_factory):
+    """A data set that trains in seconds."""
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    draw_shapes(folder, {"train": 8, "val": 4}, image_size=(128, 128))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory):
+    """The recipe file that goes with it."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_run(shapes_dir, tiny_recipe, tmp_path_factory):
+    """The work folder of a training that `train.py` has just finished in another process."""
+    work_dir = tmp_path_factory.mktemp("work") / "run"
+    command = [sys.executable, "train.py", f"--config={tiny_recipe}", f"--data_dir={shapes_dir}"]
+    result = subprocess.run(
+        [*command, f"--work_dir={work_dir}", "--set=train.epochs=1"], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    return work_dir

@@ -51,7 +51,7 @@ def bipartite_match(iou: tf.Tensor) -> tf.Tensor:
         iou: float32 `[b, m, n]`, overlaps of `m` boxes with `n` anchors; 0 for padding.
 
     Returns:
-        int32 `[b, n]`: the box each anchor is matched to, -1 for none. Ties go to the lowest anchor, then the lowest box.
+        int32 `[b, n]`: the box each anchor is matched to, -1 for none. Ties: the lowest anchor, then the lowest box.
     """
     num_boxes, num_anchors = iou.shape[1], iou.shape[2]
     box_indices = tf.range(num_boxes, dtype=tf.int32)

@@ -65,8 +65,10 @@ def build_schedule(config: TrainConfig, steps_per_epoch: int) -> keras.optimizer
     if config.schedule == "cosine":
         schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps_per_epoch)
     else:
-        # The boundary belongs to the epoch before it in Keras, hence the -1.
-        boundaries = [epoch * steps_per_epoch - 1 for epoch in config.decay_epochs]
+        # Keras wants a boundary; one at the end of the training changes nothing.
+        epochs = config.decay_epochs or [config.epochs]
+        # In Keras a boundary belongs to the steps before it, hence the -1.
+        boundaries = [epoch * steps_per_epoch - 1 for epoch in epochs]
         rates = [config.learning_rate * config.decay_rate**power for power in range(len(boundaries) + 1)]
         schedule = keras.optimizers.schedules.PiecewiseConstantDecay(boundaries, rates)
     return WarmUp(schedule, config.warmup_steps) if config.warmup_steps else schedule
