@@ -1,0 +1,71 @@
+"""What the README tells a stranger to do, done: its blocks run as they stand, on a small data set and recipe."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import PROJECT
+
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", (PROJECT / "README.md").read_text(), flags=re.DOTALL)
+
+
+def block(language, word):
+    """The one block of a language in which a word stands."""
+    (text,) = [text for kind, text in BLOCKS if kind == language and word in text]
+    return text
+
+
+@pytest.fixture(scope="module")
+def checkout(shapes_dir, tmp_path_factory):
+    """A folder like a fresh checkout after the demo, with `photos` of one's own beside it."""
+    root = tmp_path_factory.mktemp("checkout")
+    for name in ("configs", "export", "train.py", "refinedet_tf"):
+        os.symlink(PROJECT / name, root / name)
+    shutil.copytree(shapes_dir, root / "photos")
+    shutil.copytree(shapes_dir, root / "work/demo/shapes")
+    (root / "work/demo/photos").mkdir()
+    Image.new("RGB", (100, 80), "gray").save(root / "work/demo/photos/000400.jpg")
+    return root
+
+
+def run(checkout, *command):
+    # Commands say `python`; it is the one that runs this test.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(command, cwd=checkout, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
+    return result.stdout
+
+
+def test_the_five_lines_train_on_photos_of_ones_own(checkout, tiny_recipe):
+    copy, *lines = block("bash", "cp configs/").strip().splitlines()
+    assert (PROJECT / copy.split()[1]).exists()
+    (checkout / "my.yaml").write_text(tiny_recipe.read_text().replace("epochs: 2", "epochs: 1"))
+    for line in lines:
+        run(checkout, "bash", "-c", line)
+    assert len(list((checkout / "work/mine/pictures").glob("*.jpg"))) == 12
+
+
+def test_the_example_in_python_runs(checkout):
+    output = run(checkout, sys.executable, "-c", block("python", "import refinedet_tf"))
+    assert "loss" in output
+    shutil.copytree(checkout / "saved_model", checkout / "work/demo/saved_model")
+    assert "detection_boxes" in run(checkout, "bash", "-c", block("bash", "saved_model_cli"))
+
+
+def test_the_two_commands_are_in_the_makefile():
+    targets = re.findall(r"^(\w+):", (PROJECT / "Makefile").read_text(), flags=re.MULTILINE)
+    commands = re.findall(r"^make (\w+)", block("bash", "make demo"), flags=re.MULTILINE)
+    assert commands == ["demo", "test"] and set(commands) <= set(targets)
+    assert all(command in (PROJECT / ".ci/run").read_text() for command in ("make test", "make demo"))
+
+
+def test_links_lead_somewhere():
+    for page in ("README.md", "CONTRIBUTING.md", "ARCHITECTURE.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", (PROJECT / page).read_text()):
+            assert target.startswith("https://") or (PROJECT / target).exists(), f"{page}: {target}"
