@@ -149,10 +149,15 @@ def build_model(config: Config | ModelConfig) -> RefineDet:
 
 def dense_targets(targets: dict[str, Any]) -> dict[str, tf.Tensor]:
     """Targets as padded tensors; ragged ones, as KerasCV's layers give, are padded with -1."""
-    return {
-        name: targets[name].to_tensor(-1) if isinstance(targets[name], tf.RaggedTensor) else targets[name]
-        for name in ("boxes", "classes")
-    }
+    return {name: _pad(targets[name]) for name in ("boxes", "classes")}
+
+
+def _pad(rows: Any) -> Any:
+    if not isinstance(rows, tf.RaggedTensor):
+        return rows
+    dense = rows.to_tensor(-1)
+    # One row more than the fullest image has: a batch without any object must have one, too.
+    return tf.pad(dense, [[0, 0], [0, 1], [0, 0]][: dense.shape.rank], constant_values=-1)
 
 
 def _build_graph(images: tf.Tensor, config: ModelConfig) -> dict[str, tf.Tensor]:

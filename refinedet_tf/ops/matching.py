@@ -53,7 +53,7 @@ def bipartite_match(iou: tf.Tensor) -> tf.Tensor:
     Returns:
         int32 `[b, n]`: the box each anchor is matched to, -1 for none. Ties: the lowest anchor, then the lowest box.
     """
-    num_boxes, num_anchors = iou.shape[1], iou.shape[2]
+    num_boxes, num_anchors = tf.shape(iou)[1], iou.shape[2]  # ragged targets have a number of boxes at run time only
     box_indices = tf.range(num_boxes, dtype=tf.int32)
 
     def one_round(iou: tf.Tensor, matches: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
