@@ -1,0 +1,396 @@
+"""The model as a Keras model: training, saving, precision, graph and compiled execution."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+from refinedet_tf.config import BackboneConfig, Config, ConfigError, DetectionConfig, ModelConfig, as_dict
+from refinedet_tf.losses import COUNT_NAMES, LOSS_NAMES, RefineDetLoss
+from refinedet_tf.model import RefineDet, build_model
+from refinedet_tf.ops.anchors import generate_anchors
+from refinedet_tf.ops.detections import decode_predictions, suppress
+
+DETECTION_NAMES = {"boxes", "scores", "classes", "num_detections"}
+
+
+@pytest.fixture
+def targets():
+    """For `tiny_images`: two objects, one, none."""
+    boxes = np.full([3, 4, 4], -1, np.float32)
+    classes = np.full([3, 4], -1, np.int32)
+    boxes[0, :2] = [[0.1, 0.1, 0.4, 0.6], [0.5, 0.3, 0.95, 0.9]]
+    boxes[1, 0] = [0.2, 0.2, 0.8, 0.8]
+    classes[0, :2], classes[1, 0] = [0, 2], 1
+    return {"boxes": boxes, "classes": classes}
+
+
+def run(script, *arguments):
+    """A script in another process, from which only what it prints last comes back."""
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_raw_predictions_have_one_row_for_each_anchor(tiny_model, tiny_images):
+    predictions = tiny_model(tiny_images)
+    count = 3 * (8 * 16 + 4 * 8 + 2 * 4 + 1 * 2)
+    assert {name: tuple(value.shape) for name, value in predictions.items()} == {
+        "arm_objectness": (3, count, 2),
+        "arm_offsets": (3, count, 4),
+        "odm_classes": (3, count, 4),
+        "odm_offsets": (3, count, 4),
+    }
+    assert all(value.dtype == tf.float32 for value in predictions.values())
+    np.testing.assert_array_equal(tiny_model.anchors, generate_anchors([64, 128], [32, 64, 128, 256]))
+
+
+def test_each_level_of_the_predictions_comes_from_its_own_heads(tiny_model, tiny_images):
+    """Levels one behind the other, stride 8 first; ARM heads on the sources, ODM heads on P3 to P6."""
+    starts = np.cumsum([0, 384, 96, 24, 6])
+    sources = {3: "conv_pw_5_relu", 4: "conv_pw_11_relu", 5: "conv_pw_13_relu", 6: "extra_2_relu"}
+    predictions = tiny_model(tiny_images)
+    for index, level in enumerate((3, 4, 5, 6)):
+        rows = slice(starts[index], starts[index + 1])
+        for name, below in (
+            ("arm{}_objectness", sources[level]),
+            ("arm{}_offsets", sources[level]),
+            ("odm{}_classes", f"P{level}_relu"),
+            ("odm{}_offsets", f"P{level}_relu"),
+        ):
+            head = name.format(level)
+            features = tiny_model.get_layer(below).output
+            assert tiny_model.get_layer(f"{head}_depthwise").input is features
+            values = keras.Model(tiny_model.input, tiny_model.get_layer(f"{head}_reshape").output)(
+                tiny_images
+            )
+            np.testing.assert_allclose(values, predictions[name.format("")][:, rows], atol=1e-6)
+
+
+def test_blocks_are_fed_by_the_maps_of_the_arm_and_the_block_above(tiny_model):
+    sources = {3: "conv_pw_5_relu", 4: "conv_pw_11_relu", 5: "conv_pw_13_relu", 6: "extra_2_relu"}
+    for level, source in sources.items():
+        assert tiny_model.get_layer(f"TL{level}_1_depthwise").input is tiny_model.get_layer(source).output
+    for level in (3, 4, 5):
+        assert (
+            tiny_model.get_layer(f"P{level + 1}-up").input
+            is tiny_model.get_layer(f"P{level + 1}_relu").output
+        )
+
+
+def test_raw_predictions_agree_between_eager_graph_and_compiled_execution(tiny_model, tiny_images):
+    eager = tiny_model(tiny_images)
+    for jit_compile in (False, True):
+        values = tf.function(tiny_model, jit_compile=jit_compile)(tf.constant(tiny_images))
+        for name, value in values.items():
+            np.testing.assert_allclose(value, eager[name], rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_detect_is_decoding_then_suppression_with_the_settings_of_the_recipe(tiny_model, tiny_images):
+    config = dataclasses.replace(
+        tiny_model.config, objectness_threshold=0.4, detection=DetectionConfig(0.2, 0.3, 50, 20)
+    )
+    model = RefineDet(config)
+    model.set_weights(tiny_model.get_weights())
+    found = model.detect(tiny_images)
+    boxes, scores = decode_predictions(tiny_model(tiny_images), tiny_model.anchors, 0.4)
+    expected = suppress(
+        boxes, scores, score_threshold=0.2, iou_threshold=0.3, pre_suppression_top_k=50, max_detections=20
+    )
+    assert set(found) == DETECTION_NAMES
+    assert 0 < expected["num_detections"][0] < tiny_model.detect(tiny_images)["num_detections"][0]
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def assert_equal_detections(actual, expected):
+    assert set(actual) == set(expected) == DETECTION_NAMES
+    np.testing.assert_array_equal(actual["num_detections"], expected["num_detections"])
+    np.testing.assert_array_equal(actual["classes"], expected["classes"])
+    np.testing.assert_allclose(actual["scores"], expected["scores"], atol=1e-6)
+    np.testing.assert_allclose(actual["boxes"], expected["boxes"], atol=1e-5)
+
+
+def test_predict_gives_the_detections_of_detect_and_needs_no_compile(tiny_model, tiny_images, targets):
+    """From a dataset of training batches, the second of which is smaller."""
+    dataset = tf.data.Dataset.from_tensor_slices((tiny_images, targets)).batch(2)
+    assert_equal_detections(tiny_model.predict(dataset, verbose=0), tiny_model.detect(tiny_images))
+
+
+def test_predict_of_a_model_compiled_with_xla(tiny_config, tiny_model, tiny_images):
+    model = RefineDet(tiny_config)
+    model.set_weights(tiny_model.get_weights())
+    model.compile("sgd", jit_compile=True)
+    assert_equal_detections(model.predict(tiny_images, verbose=0), tiny_model.detect(tiny_images))
+    assert model.jit_compile is True
+
+
+LOAD_AND_PREDICT = """
+import sys
+import numpy as np
+import refinedet_tf
+from tensorflow import keras
+
+model = keras.models.load_model(sys.argv[1])
+assert type(model) is refinedet_tf.RefineDet
+images = np.load(sys.argv[2])
+np.savez(sys.argv[3], **model(images), **model.predict(images, verbose=0), anchors=model.anchors)
+"""
+
+
+def test_keras_file_gives_equal_predictions_in_another_process(tiny_model, tiny_images, tmp_path):
+    tiny_model.save(tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", tiny_images)
+    run(LOAD_AND_PREDICT, tmp_path / "model.keras", tmp_path / "images.npy", tmp_path / "results.npz")
+    results = np.load(tmp_path / "results.npz")
+    for name, value in tiny_model(tiny_images).items():
+        np.testing.assert_allclose(results[name], value, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert_equal_detections({name: results[name] for name in DETECTION_NAMES}, tiny_model.detect(tiny_images))
+    np.testing.assert_array_equal(results["anchors"], tiny_model.anchors)
+
+
+EVERYTHING_CHANGED = ModelConfig(
+    classes=["a", "b"],
+    input_size=[128, 64],
+    backbone=BackboneConfig(
+        "mobilenet_v1", 0.25, preprocessing="torch", frozen_stages=2, freeze_batch_norm=True
+    ),
+    width=8,
+    separable=True,
+    batch_norm=True,
+    head_blocks=True,
+    upsampling="resize",
+    two_step_regression=False,
+    transfer_connection=False,
+    anchor_sizes=[20.0, 40.0, 80.0, 160.5],
+    arm_positive_iou=0.7,
+    arm_negative_iou=0.3,
+    objectness_threshold=0.05,
+    negative_ratio=2.0,
+    detection=DetectionConfig(0.05, 0.5, 400, 20),
+)
+
+
+def test_the_changed_configuration_of_these_tests_changes_every_setting():
+    def equal(changed, default):
+        names = (field.name for field in dataclasses.fields(default))
+        return [name for name in names if getattr(changed, name) == getattr(default, name)]
+
+    defaults = ModelConfig(classes=["x"])
+    assert equal(EVERYTHING_CHANGED, defaults) == []
+    assert equal(EVERYTHING_CHANGED.detection, defaults.detection) == []
+    # Only KerasCV's backbones have these two.
+    assert equal(EVERYTHING_CHANGED.backbone, defaults.backbone) == ["preset_or_class", "arguments"]
+
+
+def test_every_setting_survives_saving_and_so_do_weights_anchors_and_loss(tmp_path):
+    model = RefineDet(EVERYTHING_CHANGED, name="mine")
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras")
+    assert again.config == EVERYTHING_CHANGED and again.name == "mine"
+    assert vars(again.loss_function) == vars(RefineDetLoss.from_config(EVERYTHING_CHANGED))
+    np.testing.assert_array_equal(again.anchors, model.anchors)
+    assert [weight.name for weight in again.weights] == [weight.name for weight in model.weights]
+    for own, theirs in zip(again.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(own, theirs)
+
+
+def test_configuration_is_json_and_rebuilds_the_graph(tiny_model):
+    values = json.loads(json.dumps(tiny_model.get_config()))
+    assert values["config"] == as_dict(tiny_model.config)
+    again = RefineDet.from_config(values)
+    assert [layer.name for layer in again.layers] == [layer.name for layer in tiny_model.layers]
+    assert [weight.shape for weight in again.weights] == [weight.shape for weight in tiny_model.weights]
+
+
+def test_weights_file_restores_predictions(tiny_model, tiny_config, tiny_images, tmp_path):
+    tiny_model.save_weights(tmp_path / "model.weights.h5")
+    other = RefineDet(tiny_config)
+    expected = tiny_model(tiny_images)["odm_classes"]
+    assert np.abs(other(tiny_images)["odm_classes"] - expected).max() > 0.1
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_allclose(other(tiny_images)["odm_classes"], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_unusable_configurations_are_refused_before_anything_is_built():
+    with pytest.raises(ConfigError, match=r"model\.input_size = \[300, 300\]"):
+        build_model(ModelConfig(classes=["a"], input_size=[300, 300]))
+
+
+def test_a_whole_recipe_builds_the_model_of_its_section(tiny_config):
+    assert build_model(Config(model=tiny_config)).config == tiny_config
+
+
+def test_fit_lowers_the_loss_of_a_batch_and_logs_its_parts(tiny_config, tiny_images, targets):
+    keras.utils.set_random_seed(0)
+    model = RefineDet(tiny_config)
+    model.compile(keras.optimizers.Adam(3e-3))
+    logs = model.fit(tiny_images, targets, batch_size=3, epochs=25, verbose=0).history
+    assert set(logs) == {"loss", *LOSS_NAMES, *COUNT_NAMES}
+    for epoch in range(25):
+        parts = sum(logs[name][epoch] for name in LOSS_NAMES)
+        np.testing.assert_allclose(logs["loss"][epoch], parts, rtol=1e-5)
+    assert np.mean(logs["loss"][-3:]) < 0.5 * logs["loss"][0]
+    assert len(set(logs["arm_positives"])) == 1 and logs["arm_positives"][0] >= 3
+
+    evaluated = model.evaluate(tiny_images, targets, batch_size=3, verbose=0, return_dict=True)
+    direct = model.compute_losses(tiny_images, targets, training=False)
+    assert set(evaluated) == set(logs)
+    for name, value in evaluated.items():
+        np.testing.assert_allclose(value, direct[name], rtol=1e-4, err_msg=name)
+
+
+def freeze_batch_norm(model):
+    """Statistics of a few tiny maps would magnify every rounding error a hundred times."""
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["plain optimizer", "loss scaling"])
+def test_a_step_follows_the_gradient_of_the_sum_of_the_losses(
+    tiny_config, tiny_model, tiny_images, targets, scaled
+):
+    model = RefineDet(tiny_config)
+    model.set_weights(tiny_model.get_weights())
+    freeze_batch_norm(model)
+    with tf.GradientTape() as tape:
+        losses = model.compute_losses(tf.constant(tiny_images), targets, training=True)
+        total = tf.add_n([losses[name] for name in LOSS_NAMES])
+    gradients = tape.gradient(total, model.trainable_variables)
+    before = [variable.numpy() for variable in model.trainable_variables]
+    optimizer = keras.optimizers.SGD(1.0)
+    model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer, run_eagerly=True)
+    logs = model.train_on_batch(tiny_images, targets, return_dict=True)
+    np.testing.assert_allclose(logs["loss"], total, rtol=1e-5)
+    for variable, start, gradient in zip(model.trainable_variables, before, gradients, strict=True):
+        # The step is a difference of float32 weights.
+        np.testing.assert_allclose(
+            start - variable.numpy(), gradient, rtol=1e-4, atol=1e-6, err_msg=variable.name
+        )
+
+
+def test_losses_that_layers_add_are_trained_too(tiny_config, tiny_model, tiny_images, targets):
+    model = RefineDet(tiny_config)
+    model.set_weights(tiny_model.get_weights())
+    plain = model.compute_losses(tiny_images, targets, training=False)
+    kernel = model.get_layer("P5_pointwise").kernel
+    kernel.regularizer = keras.regularizers.L2(0.5)
+    with_penalty = model.compute_losses(tiny_images, targets, training=False)
+    penalty = 0.5 * np.square(kernel.numpy()).sum()
+    np.testing.assert_allclose(with_penalty["loss"], plain["loss"] + penalty, rtol=1e-5)
+
+
+def ragged(targets):
+    lengths = (targets["classes"] >= 0).sum(axis=1)
+    rows = targets["classes"] >= 0
+    return {name: tf.RaggedTensor.from_row_lengths(value[rows], lengths) for name, value in targets.items()}
+
+
+def test_ragged_targets_give_the_losses_of_padded_ones(tiny_model, tiny_images, targets):
+    expected = tiny_model.compute_losses(tiny_images, targets, training=False)
+    values = tiny_model.compute_losses(tiny_images, ragged(targets), training=False)
+    for name in expected:
+        np.testing.assert_allclose(values[name], expected[name], rtol=1e-6, err_msg=name)
+
+
+def test_fit_takes_ragged_targets_even_without_any_object(tiny_config, tiny_model, tiny_images, targets):
+    nothing = {name: np.full_like(value, -1) for name, value in targets.items()}
+    model = RefineDet(tiny_config)
+    model.compile("sgd")
+    for given in (targets, nothing):
+        model.set_weights(tiny_model.get_weights())
+        expected = model.test_on_batch(tiny_images, given, return_dict=True)
+        dataset = tf.data.Dataset.from_tensors((tiny_images, ragged(given)))
+        values = model.evaluate(dataset, verbose=0, return_dict=True)
+        model.fit(dataset, shuffle=False, verbose=0)
+        for name in expected:
+            np.testing.assert_allclose(values[name], expected[name], rtol=1e-4, err_msg=name)
+    assert values["loss"] == 0
+
+
+@pytest.fixture
+def half_precision():
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    yield
+    keras.mixed_precision.set_global_policy("float32")
+
+
+def test_predictions_and_losses_stay_float32_in_half_precision(
+    half_precision, tiny_config, tiny_model, tiny_images, targets
+):
+    model = RefineDet(tiny_config)
+    model.set_weights(tiny_model.get_weights())
+    assert model.get_layer("P3_relu").output.dtype == "bfloat16"
+    predictions = model(tiny_images)
+    for name, expected in tiny_model(tiny_images).items():
+        assert predictions[name].dtype == tf.float32
+        assert (
+            0 < np.abs(predictions[name] - expected).mean() < 0.1 * np.std(expected)
+        )  # bfloat16 has eight bits
+    losses = model.compute_losses(tiny_images, targets, training=False)
+    assert all(value.dtype == tf.float32 and np.isfinite(value) for value in losses.values())
+
+
+REPLICAS = """
+import sys
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+from refinedet_tf.model import RefineDet
+
+values = dict(np.load(sys.argv[2]))
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    model = keras.models.load_model(sys.argv[1])
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
+    model.compile(keras.optimizers.SGD(1.0))
+assert strategy.num_replicas_in_sync == 2
+images = values.pop("images")
+dataset = tf.data.Dataset.from_tensor_slices((images, values)).batch(len(images))
+before = [variable.numpy() for variable in model.trainable_variables]
+model.fit(dataset, verbose=0)
+steps = [start - variable.numpy() for start, variable in zip(before, model.trainable_variables)]
+np.savez(sys.argv[3], *steps)
+"""
+
+
+def test_two_replicas_average_the_gradients_of_their_halves(tiny_model, tiny_images, targets, tmp_path):
+    """As with the original's several GPUs: each half of the batch is normalised by its own positives."""
+    order = [0, 1, 2, 0]
+    images, boxes, classes = tiny_images[order], targets["boxes"][order], targets["classes"][order]
+    tiny_model.save(tmp_path / "model.keras")
+    np.savez(tmp_path / "batch.npz", images=images, boxes=boxes, classes=classes)
+    run(REPLICAS, tmp_path / "model.keras", tmp_path / "batch.npz", tmp_path / "steps.npz")
+    steps = [
+        value
+        for _, value in sorted(np.load(tmp_path / "steps.npz").items(), key=lambda item: int(item[0][4:]))
+    ]
+
+    gradients, positives = [], []
+    model = keras.models.load_model(tmp_path / "model.keras")
+    freeze_batch_norm(model)
+    for half in (slice(0, 2), slice(2, 4)):
+        half_targets = {"boxes": boxes[half], "classes": classes[half]}
+        with tf.GradientTape() as tape:
+            losses = model.compute_losses(tf.constant(images[half]), half_targets, training=True)
+        gradients.append(tape.gradient(losses["loss"], model.trainable_variables))
+        positives.append(float(losses["arm_positives"]))
+    assert positives[0] != positives[1], "equal normalisers would not tell the two rules apart"
+    for step, first, second in zip(steps, *gradients, strict=True):
+        # The step is a difference of float32 weights, in a graph that sums in another order.
+        np.testing.assert_allclose(step, (first + second) / 2, rtol=1e-3, atol=1e-5)
