@@ -34,9 +34,13 @@ def freeze(images: tf.Tensor, maps: list[tf.Tensor], config: BackboneConfig) -> 
         )
     frozen = stages[: config.frozen_stages]
     for layer in keras.Model(images, pretrained).layers:
-        normalizes = config.freeze_batch_norm and isinstance(layer, keras.layers.BatchNormalization)
-        if normalizes or halvings.get(layer.name) in frozen:
+        if halvings.get(layer.name) in frozen:
             layer.trainable = False
+        if config.freeze_batch_norm:
+            # Some networks of KerasCV hold their layers inside larger ones.
+            for part in layer._flatten_layers():
+                if isinstance(part, keras.layers.BatchNormalization):
+                    part.trainable = False
 
 
 def _halvings(images: tf.Tensor, maps: list[tf.Tensor]) -> dict[str, int]:

@@ -39,7 +39,10 @@ def build(x: tf.Tensor, config: BackboneConfig) -> list[tf.Tensor]:
     """
     arguments = {} if config.preprocessing is None else {"include_rescaling": False}
     network = _network(config, {**arguments, "input_tensor": x})
-    levels = network.pyramid_level_inputs
+    try:
+        levels = network.pyramid_level_inputs
+    except NotImplementedError:  # from vision transformers
+        levels = {}
     missing = [level for level in LEVELS if level not in levels]
     if missing:
         raise ConfigError(f"{KEY} = {config.preset_or_class!r}: has the levels {', '.join(levels) or '(none)'}, "
@@ -82,10 +85,12 @@ def _network(config: BackboneConfig, arguments: dict[str, Any], load_weights: bo
             return keras_cv.models.Backbone.from_preset(name, load_weights=load_weights, **arguments)
     except Exception as error:  # KerasCV's constructors and downloads raise whatever they come across
         raise ConfigError(f"{KEY} = {name!r}: KerasCV cannot build it: {error}") from error
-    known = sorted({*classes, *(preset for backbone in classes.values() for preset in backbone.presets)})
-    nearest = difflib.get_close_matches(name, known, n=1)
+    presets = {preset for backbone in classes.values() for preset in backbone.presets}
+    nearest = difflib.get_close_matches(name, [*classes, *presets], n=1)
     hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-    raise ConfigError(f"{KEY} = {name!r}: KerasCV has no such backbone{hint}; it has {', '.join(known)}.")
+    raise ConfigError(
+        f"{KEY} = {name!r}: KerasCV has no such class, preset or folder{hint}; its classes are {', '.join(classes)}."
+    )
 
 
 def _backbone_classes(models: ModuleType) -> dict[str, type]:
