@@ -29,6 +29,7 @@ UPSAMPLING = ("deconvolution", "resize")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("multistep", "cosine")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+DATA_FORMATS = ("voc", "coco")
 
 
 class ConfigError(ValueError):
@@ -145,16 +146,20 @@ class AugmentationConfig:
 
 @dataclass
 class DataConfig:
-    """What is read from `--data_dir`, a folder in VOC layout (Annotations, ImageSets/Main, JPEGImages).
+    """What is read from `--data_dir`.
 
     Attributes:
-        train_splits: names of lists in ImageSets/Main to train on.
-        val_splits: lists to evaluate on.
+        format: one of `DATA_FORMATS`. `voc`: a folder with Annotations, ImageSets/Main and JPEGImages, or VOCdevkit
+            with several of them; `coco`: annotations/instances_SPLIT.json and the images in SPLIT/.
+        train_splits: what to train on. `voc`: names of lists in ImageSets/Main, below VOCdevkit VOC2007/trainval and
+            the like; `coco`: train2017 and the like.
+        val_splits: what to evaluate on.
         max_boxes: objects of one image that a training batch holds; further ones are dropped and counted.
         cache: keep decoded training images in memory.
         augmentation: what is done to training images.
     """
 
+    format: str = "voc"
     train_splits: list[str] = field(default_factory=lambda: ["train"])
     val_splits: list[str] = field(default_factory=lambda: ["val"])
     max_boxes: int = 100
@@ -261,7 +266,8 @@ def validate(config: Config) -> None:
     """
     validate_model(config.model)
     data, train = config.data, config.train
-    _check(bool(data.train_splits), "data.train_splits", data.train_splits, "name at least one list of ImageSets/Main")
+    _check_choice("data.format", data.format, DATA_FORMATS)
+    _check(bool(data.train_splits), "data.train_splits", data.train_splits, "name at least one split")
     _check(data.max_boxes > 0, "data.max_boxes", data.max_boxes, "must be positive")
     ratio = data.augmentation.expand_max_ratio
     _check(ratio >= 1, "data.augmentation.expand_max_ratio", ratio, "must be at least 1")

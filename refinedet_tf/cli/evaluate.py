@@ -9,8 +9,9 @@ from pathlib import Path
 from absl import app, flags
 
 from refinedet_tf.cli import exit_on_error
+from refinedet_tf.config import DATA_FORMATS
 from refinedet_tf.data.pipeline import image_pipeline
-from refinedet_tf.data.voc import read_voc
+from refinedet_tf.data.readers import read_data
 from refinedet_tf.detector import Detector
 from refinedet_tf.evaluation.coco import coco_average_precision
 from refinedet_tf.evaluation.evaluator import detections_to_images, evaluate, examples_to_truths
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> None:
     """Prints VOC AP for every class, and COCO's AP."""
     del argv
     detector = Detector.load(FLAGS.model)
-    example_set = read_voc(FLAGS.data_dir, FLAGS.splits, detector.classes)
+    example_set = read_data(FLAGS.format, FLAGS.data_dir, FLAGS.splits, detector.classes)
     examples = example_set.examples
     print(example_set.summary())
 
@@ -42,8 +43,9 @@ def main(argv: list[str]) -> None:
 def run() -> None:
     """Entry point: defines the flags and parses them."""
     flags.DEFINE_string("model", None, "A .keras file or a SavedModel folder.", required=True)
-    flags.DEFINE_string("data_dir", None, "The data set, a folder in VOC layout.", required=True)
-    flags.DEFINE_list("splits", ["val"], "Lists of ImageSets/Main to evaluate on, separated by commas.")
+    flags.DEFINE_enum("format", "voc", DATA_FORMATS, "The format of the data set.")
+    flags.DEFINE_string("data_dir", None, "The data set.", required=True)
+    flags.DEFINE_list("splits", ["val"], "What to evaluate on, separated by commas.")
     flags.DEFINE_string("json", None, "A file for the figures.")
     app.run(main)
 

@@ -4,6 +4,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
+import tensorflow as tf
 
 
 class DataError(ValueError):
@@ -16,12 +17,15 @@ class Example:
 
     Attributes:
         image_id: name of the image in its data set.
-        image_path: the file.
+        image_path: the file, or the record file that the encoded image is a part of.
         height: of the stored pixels.
         width: of the stored pixels.
         boxes: float32 `[m, 4]`, relative `(xmin, ymin, xmax, ymax)` in 0..1, each with an area.
         classes: int32 `[m]`, 0-based.
-        difficult: bool `[m]`, objects that VOC's evaluation ignores.
+        difficult: bool `[m]`, objects that VOC's evaluation ignores; training uses them, as the authors do.
+        crowd: bool `[m]`, regions full of objects of a class, as COCO marks them: not trained on (anchors on them may
+            be negatives, as the authors have it) and ignored in evaluation.
+        part: offset and length in bytes of the encoded image in `image_path`; (0, -1) is the whole file.
     """
 
     image_id: str
@@ -31,6 +35,23 @@ class Example:
     boxes: np.ndarray
     classes: np.ndarray
     difficult: np.ndarray
+    crowd: np.ndarray
+    part: tuple[int, int] = (0, -1)
+
+    def read_image(self) -> bytes:
+        """The encoded image, as it is stored.
+
+        Raises:
+            tf.errors.OpError: the file cannot be read.
+        """
+        return read_part(self.image_path, *self.part)
+
+
+def read_part(path: str, offset: int, length: int) -> bytes:
+    """Reads `length` bytes of a file from `offset` on, all that follow if `length` is -1; any path of `tf.io.gfile`."""
+    with tf.io.gfile.GFile(path, "rb") as file:
+        file.seek(offset)
+        return file.read(length)
 
 
 @dataclass(frozen=True)
@@ -69,7 +90,9 @@ class ExampleSet:
         boxes = Counter(int(index) for example in self.examples for index in example.classes)
         empty = sum(len(example.classes) == 0 for example in self.examples)
         per_class = ", ".join(f"{name} {boxes[index]}" for index, name in enumerate(self.classes))
-        lines = [f"{len(self)} images ({empty} without boxes), {boxes.total()} boxes: {per_class}"]
+        crowds = sum(int(example.crowd.sum()) for example in self.examples)
+        note = f" ({crowds} of them crowds)" if crowds else ""
+        lines = [f"{len(self)} images ({empty} without boxes), {boxes.total()} boxes{note}: {per_class}"]
         kinds = Counter(defect.what.split(":")[0] for defect in self.defects)
         for kind, count in kinds.most_common():
             first = next(defect for defect in self.defects if defect.what.split(":")[0] == kind)

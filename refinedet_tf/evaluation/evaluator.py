@@ -75,12 +75,15 @@ def detections_to_images(
 
 
 def examples_to_truths(examples: Sequence[Example]) -> list[ImageTruth]:
-    """The annotations in pixels of the original images, as they stood in the annotation file."""
+    """The annotations in pixels of the original images, as they stood in the annotation file.
+
+    Crowds count as difficult: they need not be found, and what is found in them is no error.
+    """
     return [
         ImageTruth(
             boxes=np.asarray(example.boxes, np.float64) * ((example.width, example.height) * 2),
             classes=np.asarray(example.classes),
-            difficult=np.asarray(example.difficult, bool),
+            difficult=np.asarray(example.difficult | example.crowd, bool),
         )
         for example in examples
     ]

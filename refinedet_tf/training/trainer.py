@@ -9,7 +9,7 @@ from tensorflow import keras
 from refinedet_tf.config import Config, save_config, validate
 from refinedet_tf.data.examples import ExampleSet
 from refinedet_tf.data.pipeline import count_dropped_boxes, evaluation_pipeline, training_pipeline
-from refinedet_tf.data.voc import read_voc
+from refinedet_tf.data.readers import read_data
 from refinedet_tf.evaluation.evaluator import evaluate
 from refinedet_tf.evaluation.voc import VocResult
 from refinedet_tf.model import RefineDet, build_model
@@ -28,7 +28,7 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
 
     Args:
         config: the recipe.
-        data_dir: the data set in VOC layout.
+        data_dir: the data set, in the recipe's `data.format`.
         work_dir: the folder to write; made if missing.
 
     Returns:
@@ -40,8 +40,8 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
         FileExistsError: the folder holds a run of another recipe.
     """
     validate(config)
-    train_set = read_voc(data_dir, config.data.train_splits, config.model.classes)
-    val_set = read_voc(data_dir, config.data.val_splits, config.model.classes)
+    train_set = read_data(config.data.format, data_dir, config.data.train_splits, config.model.classes)
+    val_set = read_data(config.data.format, data_dir, config.data.val_splits, config.model.classes)
     keras.utils.set_random_seed(config.train.seed)
     keras.mixed_precision.set_global_policy(config.train.precision)
     dataset = training_pipeline(

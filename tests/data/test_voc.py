@@ -7,7 +7,7 @@ from PIL import Image
 from refinedet_tf.data.examples import DataError
 from refinedet_tf.data.voc import read_voc
 
-from .conftest import voc_object
+from .conftest import VocFolder, voc_object
 
 SHARED = Path(__file__).resolve().parents[2] / "../shared/data"
 VOC_CLASSES = ["aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -87,7 +87,7 @@ def test_every_defect_is_named_and_the_rest_survives(voc_folder):
     assert where_and_what == [
         ("train.txt", "image listed again, read once"),
         ("boxes.xml, object 2", "box without area, dropped"),
-        ("boxes.xml, object 3", "box without area, dropped"),
+        ("boxes.xml, object 3", "inverted box, dropped"),
         ("boxes.xml, object 4", "unreadable box, dropped"),
         ("boxes.xml, object 5", "unreadable box, dropped"),
         ("boxes.xml, object 6", "unreadable box, dropped"),
@@ -104,6 +104,29 @@ def test_every_defect_is_named_and_the_rest_survives(voc_folder):
     assert summary[0] == "4 images (1 without boxes), 5 boxes: cat 5"
     assert sum(int(line.split(" x ")[0]) for line in summary[1:]) == len(found.defects)
     assert any(line.startswith("3 x unreadable box, dropped; first: ") and "object 4" in line for line in summary)
+
+
+def test_several_years_below_one_devkit_are_read_as_one_set(tmp_path):
+    devkit = tmp_path / "VOCdevkit"
+    first, second = VocFolder(devkit / "VOC2007"), VocFolder(devkit / "VOC2012")
+    first.add("1", [voc_object("cat", (0, 0, 25, 40))], split="trainval")
+    first.add("2", split="test")
+    second.add("1", [voc_object("dog", (25, 0, 50, 40))], split="trainval")  # an id of its own in each year
+    found = read_voc(devkit, ["VOC2007/trainval", "VOC2012/trainval", "VOC2007/test"], ["cat", "dog"])
+    assert [Path(example.image_path).parts[-3] for example in found.examples] == ["VOC2007", "VOC2012", "VOC2007"]
+    assert [example.classes.tolist() for example in found.examples] == [[0], [1], []]
+    assert not found.defects
+    with pytest.raises(DataError, match=r"There is no folder .*VOC2010"):
+        read_voc(devkit, ["VOC2010/trainval"], ["cat", "dog"])
+    with pytest.raises(DataError, match=r"no list .*VOC2012.*train\.txt; lists in that folder: trainval"):
+        read_voc(devkit, ["VOC2007/trainval", "VOC2012/train"], ["cat", "dog"])
+
+
+def test_without_given_classes_those_found_are_taken_in_alphabetical_order(voc_folder):
+    voc_folder.add("a", [voc_object("dog", (1, 1, 9, 9)), voc_object("cat", (1, 1, 9, 9))])
+    found = read_voc(voc_folder.root, ["train"], None)
+    assert found.classes == ["cat", "dog"]
+    assert found.examples[0].classes.tolist() == [1, 0]
 
 
 def test_images_need_not_be_called_jpg(voc_folder):

@@ -13,7 +13,7 @@ NAMES = ["cat", "dog"]
 def example(height, width, pixel_boxes, classes, difficult=None):
     boxes = np.array(pixel_boxes, np.float32).reshape(-1, 4) / np.array([width, height] * 2, np.float32)
     flags = np.zeros(len(classes), bool) if difficult is None else np.array(difficult)
-    return Example("id", "id.jpg", height, width, boxes, np.array(classes, np.int32), flags)
+    return Example("id", "id.jpg", height, width, boxes, np.array(classes, np.int32), flags, np.zeros_like(flags))
 
 
 EXAMPLES = [

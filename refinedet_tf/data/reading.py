@@ -1,0 +1,158 @@
+"""What the readers of annotations share: each image is decoded once, boxes and class names are checked.
+
+A data set with a few damaged files is still worth training on, so what is wrong with one image or one box is noted as a
+`Defect`; what makes the whole set unusable is a `DataError`.
+"""
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from refinedet_tf.data.examples import DataError, Defect, Example, ExampleSet
+from refinedet_tf.ops import images as image_ops
+
+
+@dataclass
+class Reading:
+    """What reading one image gave.
+
+    Attributes:
+        source: the annotation file.
+        example: the image, its classes still to come; None if it cannot be used.
+        names: the class name of each of the example's boxes.
+        all_names: the class names of all annotated objects, the dropped ones included.
+        defects: what was wrong.
+    """
+
+    source: str
+    example: Example | None = None
+    names: list[str] = field(default_factory=list)
+    all_names: list[str] = field(default_factory=list)
+    defects: list[Defect] = field(default_factory=list)
+
+
+def read_all(items: Sequence[Any], read: Callable[[Any], Reading], description: str) -> list[Reading]:
+    """Reads in as many threads as there are cores, with a progress bar if it takes more than two seconds."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(tqdm(pool.map(read, items), total=len(items), desc=description, unit="image", delay=2))
+
+
+def image_size(contents: bytes, where: str, defects: list[Defect]) -> tuple[int, int] | None:
+    """Decodes an image as training will do it, so that a file cut short is found before an epoch is under way.
+
+    Args:
+        contents: the encoded image.
+        where: what a defect calls it.
+        defects: gets one more if the image cannot be decoded.
+
+    Returns:
+        Height and width in pixels, or None for an unreadable image.
+    """
+    try:
+        height, width, _ = image_ops.decode(tf.constant(contents)).shape
+    except tf.errors.OpError as error:
+        reason = error.message.split("}} ")[-1].removesuffix(" [Op:DecodeImage]")
+        defects.append(Defect(where, f"unreadable image, skipped: {reason}"))
+        return None
+    return height, width
+
+
+def number(value: Any) -> float:
+    """A number or its text as a float; NaN for anything else."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def relative_box(corners: Sequence[float], height: int, width: int) -> tuple[list[float] | None, str | None]:
+    """Pixel corners to a box in 0..1.
+
+    Coordinates are divided by width and height as they stand. Boxes that reach over the border by up to a pixel are
+    rounding and are clipped without a word.
+
+    Args:
+        corners: (xmin, ymin, xmax, ymax) in pixels.
+        height: of the image in pixels.
+        width: of the image in pixels.
+
+    Returns:
+        The box, or None when nothing of it is usable, and what was wrong with it, if anything.
+    """
+    if not all(map(math.isfinite, corners)):
+        return None, "unreadable box, dropped"
+    xmin, ymin, xmax, ymax = corners
+    if xmax < xmin or ymax < ymin:
+        return None, "inverted box, dropped"
+    if xmax == xmin or ymax == ymin:
+        return None, "box without area, dropped"
+    box = [min(max(xmin / width, 0.0), 1.0), min(max(ymin / height, 0.0), 1.0),
+           min(max(xmax / width, 0.0), 1.0), min(max(ymax / height, 0.0), 1.0)]
+    if not (np.float32(box[2]) > np.float32(box[0]) and np.float32(box[3]) > np.float32(box[1])):
+        return None, "box outside the image, dropped"
+    if xmin < -1 or ymin < -1 or xmax > width + 1 or ymax > height + 1:
+        return box, "box partly outside the image, clipped"
+    return box, None
+
+
+def make_example(image_id: str, image_path: str, size: tuple[int, int], boxes: list[list[float]],
+                 difficult: list[bool], crowd: list[bool], part: tuple[int, int] = (0, -1)) -> Example:
+    """An example of plain lists, its classes still to come; `size` is height and width."""
+    return Example(image_id, image_path, *size, boxes=np.array(boxes, np.float32).reshape(-1, 4),
+                   classes=np.zeros(len(boxes), np.int32), difficult=np.array(difficult, bool),
+                   crowd=np.array(crowd, bool), part=part)
+
+
+def collect(readings: Sequence[Reading], classes: Sequence[str] | None, defects: Iterable[Defect],
+            what: str) -> ExampleSet:
+    """Makes the set of what was read.
+
+    Args:
+        readings: of all images.
+        classes: names of the classes, in the order of their indices; None takes those found, in alphabetical order.
+        defects: of the set as a whole, which come first.
+        what: the set, in the words of an error message.
+
+    Raises:
+        DataError: an object's class is not in `classes`, or no image is left.
+    """
+    if classes is None:
+        classes = sorted({name for reading in readings for name in reading.all_names})
+    _check_classes(readings, classes)
+    indices = {name: index for index, name in enumerate(classes)}
+    examples = [
+        dataclasses.replace(reading.example, classes=np.array([indices[name] for name in reading.names], np.int32))
+        for reading in readings if reading.example is not None
+    ]
+    defects = [*defects, *(defect for reading in readings for defect in reading.defects)]
+    if not examples:
+        reason = f"; the first problem is {defects[0].where}: {defects[0].what}" if defects else ""
+        raise DataError(f"{what} has no usable image{reason}.")
+    return ExampleSet(examples, list(classes), defects)
+
+
+def _check_classes(readings: Sequence[Reading], classes: Sequence[str]) -> None:
+    """Raises for all unlisted class names of a set at once, each with the first file that has it."""
+    files = {}
+    for reading in readings:
+        for name in reading.all_names:
+            if name not in classes:
+                files.setdefault(name, []).append(reading.source)
+    if not files:
+        return
+    found = []
+    for name, where in files.items():
+        nearest = difflib.get_close_matches(name, classes, n=1)
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        found.append(f"{name!r} ({len(where)} objects, first in {where[0]}{hint})")
+    raise DataError(f"The annotations have classes that model.classes does not list: {', '.join(found)}. "
+                    f"Listed are: {', '.join(classes)}. Add the missing names to model.classes or correct the files.")
