@@ -1,6 +1,6 @@
 """Exports a trained model as a SavedModel that detects on its own.
 
-python export/savedmodel.py --model=work/best.keras --output_dir=saved_model
+python export/savedmodel.py --model=work/best.keras --output_dir=saved_model/1
 """
 
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 from absl import app, flags
 
 from refinedet_tf.cli import exit_on_error
+from refinedet_tf.serving import WEIGHTS, export_saved_model, write_warmup_requests
 from refinedet_tf.weights import load_model
 
 FLAGS = flags.FLAGS
@@ -25,7 +26,9 @@ def main(argv: list[str]) -> None:
     model = load_model(FLAGS.model)
     unfinished = output_dir.with_name(f"~{output_dir.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
-    model.export(unfinished)
+    export_saved_model(model, str(unfinished), FLAGS.weights)
+    if FLAGS.warmup_batch_sizes:
+        write_warmup_requests(str(unfinished), model.config.input_size, FLAGS.warmup_batch_sizes)
     if output_dir.exists():
         output_dir.rmdir()
     os.replace(unfinished, output_dir)
@@ -35,4 +38,8 @@ def main(argv: list[str]) -> None:
 if __name__ == "__main__":
     flags.DEFINE_string("model", None, "The .keras file of a trained model.", required=True)
     flags.DEFINE_string("output_dir", None, "The folder to write; it must not exist or be empty.", required=True)
+    flags.DEFINE_enum(
+        "weights", "variables", WEIGHTS, "Variables, or constants of a type: float16 halves the size, not the time."
+    )
+    flags.DEFINE_multi_integer("warmup_batch_sizes", [], "Write TensorFlow Serving's warm-up requests; repeatable.")
     app.run(main)

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from refinedet_tf.config import ConfigError
 from refinedet_tf.data.examples import DataError
+from refinedet_tf.serving import ExportError
 from refinedet_tf.weights import WeightFileError
 
 # What a user can mend: anything else is a mistake of ours and keeps its traceback.
-USER_ERRORS = (ConfigError, DataError, WeightFileError, OSError)
+USER_ERRORS = (ConfigError, DataError, ExportError, WeightFileError, OSError)
 
 
 def exit_on_error(main: Callable[[list[str]], None]) -> Callable[[list[str]], int]:

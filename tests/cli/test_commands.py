@@ -76,7 +76,7 @@ def test_an_export_never_overwrites(finished_run, saved_model):
                          f"--output_dir={saved_model}")  # fmt: skip
     assert code == 1 and "not empty" in error
     assert sorted(path.name for path in saved_model.iterdir()) == before
-    assert (saved_model / "assets.extra" / "labels.txt").read_text() == "circle\nsquare\ntriangle\nstar\n"
+    assert (saved_model / "assets" / "labels.txt").read_text() == "circle\nsquare\ntriangle\nstar\n"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,171 @@
+"""The signatures of an exported SavedModel."""
+
+import contextlib
+import functools
+import io
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+from tensorflow import keras
+
+from refinedet_tf.config import ModelConfig, as_dict
+from refinedet_tf.ops.detections import decode_predictions, suppress
+from refinedet_tf.ops.images import decode, resize
+from refinedet_tf.serving.frozen import frozen_network
+from refinedet_tf.serving.labels import LABELS, label_table, write_labels
+
+# The names of the TensorFlow Object Detection API, in its order.
+OUTPUT_NAMES = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
+PREDICTION_NAMES = ("arm_objectness", "arm_offsets", "odm_classes", "odm_offsets")
+WEIGHTS = ("variables", "float32", "float16", "bfloat16")
+
+IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
+SETTINGS = (
+    tf.TensorSpec([], tf.float32, name="score_threshold"),
+    tf.TensorSpec([], tf.float32, name="iou_threshold"),
+    tf.TensorSpec([], tf.int32, name="max_detections"),
+)
+IMAGE_BYTES = tf.TensorSpec([None], tf.string, name="image_bytes")
+
+
+def export_saved_model(model: keras.Model, path: str, weights: str = "variables") -> None:
+    """Writes a SavedModel that detects on its own.
+
+    Four signatures, of which each takes any number of images. Detections are `detection_boxes` float32 `[b, k, 4]`
+    (ymin, xmin, ymax, xmax relative to the image as it was sent, clipped to it), `detection_scores` float32 `[b, k]`,
+    `detection_classes` int32 `[b, k]` (from 0, -1 in padding) and `num_detections` int32 `[b]`.
+
+    - `serving_default`: `images`, uint8 RGB `[b, h, w, 3]` of any size; gives detections.
+    - `serving_bytes`: `image_bytes`, string `[b]`, JPEG or PNG files of any sizes; gives detections,
+      `detection_class_names` string `[b, k]` (empty in padding) and `image_is_valid` bool `[b]`. A file that cannot be
+      decoded has no detections and the flag false, and leaves the others alone.
+    - `serving_raw`: `images`; gives the model's four raw predictions and the `anchors`, `[b, n, 4]`.
+    - `serving_tunable`: `images` and the scalars `score_threshold`, `iou_threshold` and `max_detections` (which is `k`
+      then); gives detections.
+
+    Args:
+        model: what is served: a `RefineDet`.
+        path: the folder to write.
+        weights: `variables` keeps them as the model has them. The others freeze the network into constants of that
+            type, which for the half-precision ones are cast to float32 before use: half the size, the same speed.
+    """
+    input_shape = (*model.config.input_size, 3)
+    is_frozen = weights != "variables"
+    network = frozen_network(model, input_shape, weights) if is_frozen else functools.partial(model, training=False)
+    archive = keras.export.ExportArchive()
+    if not is_frozen:
+        archive.track(model)
+    with tempfile.TemporaryDirectory() as folder:
+        labels = os.path.join(folder, LABELS)
+        write_labels(labels, model.config.classes)
+        table = label_table(labels)
+        archive.track(table)
+        for name, (serve, inputs) in signatures(network, model.anchors, model.config, table.lookup).items():
+            archive.add_endpoint(name, serve, input_signature=inputs)
+        with contextlib.redirect_stdout(io.StringIO()):  # Keras prints every captured variable
+            archive.write_out(path)
+
+
+def signatures(
+    network: Callable[[tf.Tensor], dict[str, tf.Tensor]],
+    anchors: tf.Tensor,
+    config: ModelConfig,
+    class_names: Callable[[tf.Tensor], tf.Tensor],
+) -> dict[str, tuple[Callable, list[tf.TensorSpec]]]:
+    """The functions of an exported model and their inputs, by name; see `export_saved_model`.
+
+    Args:
+        network: from float32 `[b, *input_size, 3]`, RGB, 0..255, to raw predictions.
+        anchors: float32 `[n, 4]`.
+        config: of the model.
+        class_names: from int64 indices of any shape to names, empty for the padding's -1.
+    """
+    settings = as_dict(config.detection)
+
+    def predict(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return network(resize(images, config.input_size))
+
+    def boxes_and_scores(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return decode_predictions(predict(images), anchors, config.objectness_threshold)
+
+    def serve_images(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        return serving_outputs(suppress(*boxes_and_scores(images), **settings))
+
+    def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+        images, is_valid = decode_batch(image_bytes, config.input_size)
+        boxes, scores = boxes_and_scores(images)
+        scores = tf.where(is_valid[:, tf.newaxis, tf.newaxis], scores, 0.0)
+        detections = suppress(boxes, scores, **settings)
+        return {
+            **serving_outputs(detections),
+            "detection_class_names": class_names(tf.cast(detections["classes"], tf.int64)),
+            "image_is_valid": is_valid,
+        }
+
+    def serve_raw(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        predictions = predict(images)
+        # One copy for each image: a server that batches requests takes outputs apart along the first dimension.
+        copies = tf.tile(anchors[tf.newaxis], [tf.shape(images)[0], 1, 1])
+        return {**{name: predictions[name] for name in PREDICTION_NAMES}, "anchors": copies}
+
+    def serve_tunable(
+        images: tf.Tensor, score_threshold: tf.Tensor, iou_threshold: tf.Tensor, max_detections: tf.Tensor
+    ) -> dict[str, tf.Tensor]:
+        detections = suppress(
+            *boxes_and_scores(images),
+            score_threshold=score_threshold,
+            iou_threshold=iou_threshold,
+            pre_suppression_top_k=config.detection.pre_suppression_top_k,
+            max_detections=max_detections,
+        )
+        return serving_outputs(detections)
+
+    return {
+        "serving_default": (serve_images, [IMAGES]),
+        "serving_bytes": (serve_bytes, [IMAGE_BYTES]),
+        "serving_raw": (serve_raw, [IMAGES]),
+        "serving_tunable": (serve_tunable, [IMAGES, *SETTINGS]),
+    }
+
+
+def decode_batch(contents: tf.Tensor, size: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Decodes and resizes image files of any sizes.
+
+    Args:
+        contents: string `[b]`.
+        size: height and width to make.
+
+    Returns:
+        float32 `[b, *size, 3]`, RGB, 0..255, black where a file cannot be decoded; bool `[b]`, whether it can.
+    """
+    blank = (tf.zeros([*size, 3]), tf.constant(False))
+
+    def prepare(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return resize(decode(content), size), tf.constant(True)
+
+    def decode_or_blank(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        # A data set of one file is the one place in a graph where an error can be caught.
+        readable = tf.data.Dataset.from_tensors(content).map(prepare).ignore_errors()
+        return readable.reduce(blank, lambda _, image: image)
+
+    signature = (tf.TensorSpec([*size, 3], tf.float32), tf.TensorSpec([], tf.bool))
+    return tf.map_fn(decode_or_blank, contents, fn_output_signature=signature)
+
+
+def serving_outputs(detections: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Detections under the names, and with the corner order, that clients of exported models expect."""
+    boxes = tf.clip_by_value(detections["boxes"], 0.0, 1.0)
+    return dict(
+        zip(
+            OUTPUT_NAMES,
+            (
+                tf.gather(boxes, [1, 0, 3, 2], axis=-1),
+                detections["scores"],
+                detections["classes"],
+                detections["num_detections"],
+            ),
+            strict=True,
+        )
+    )

@@ -1,0 +1,235 @@
+"""An exported model in a process that cannot import `refinedet_tf`, beside the live one in this process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from refinedet_tf import serving
+from refinedet_tf.ops.detections import decode_predictions, suppress
+from refinedet_tf.ops.images import resize
+from refinedet_tf.serving.labels import write_labels
+from refinedet_tf.serving.signatures import serving_outputs
+
+# Runs elsewhere: loads the SavedModel given first, feeds it the arrays of the .npz given second, in which
+# "signature/case/input" names an input, and writes outputs as "signature/case/output".
+CLIENT = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "refinedet_tf":
+            raise ImportError("refinedet_tf is not for clients")
+
+sys.meta_path.insert(0, Blocker())
+import numpy as np
+import tensorflow as tf
+
+signatures = tf.saved_model.load(sys.argv[1]).signatures
+inputs, results = {}, {}
+for key, value in np.load(sys.argv[2], allow_pickle=True).items():
+    signature, case, name = key.split("/")
+    inputs.setdefault((signature, case), {})[name] = tf.constant(value.tolist() if value.dtype == object else value)
+for (signature, case), arguments in inputs.items():
+    for name, value in signatures[signature](**arguments).items():
+        results[f"{signature}/{case}/{name}"] = value.numpy()
+np.savez(sys.argv[3], **results)
+assert not any(name.startswith("refinedet_tf") for name in sys.modules)
+"""
+
+SETTINGS = {"score_threshold": np.float32(0.3), "iou_threshold": np.float32(0.2), "max_detections": np.int32(17)}
+
+
+def encode(image, kind):
+    return getattr(tf.io, f"encode_{kind}")(image).numpy()
+
+
+@pytest.fixture(scope="module")
+def batches():
+    """Two images of one size, three of another, one of the model's own."""
+    rng = np.random.default_rng(0)
+    shapes = {"small": (2, 50, 40, 3), "large": (3, 150, 333, 3), "own": (1, 64, 128, 3)}
+    return {name: rng.integers(0, 256, shape, dtype=np.uint8) for name, shape in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def files(batches):
+    """Image files of two sizes and two formats, and what is none: text, a JPEG and a PNG cut short, nothing."""
+    good = [encode(batches["small"][0], "png"), encode(batches["large"][1], "jpeg"), encode(batches["large"][2], "png")]
+    return [good[0], b"no image", good[1], good[1][: len(good[1]) // 2], good[2][:-1000], b"", good[2]]
+
+
+@pytest.fixture(scope="module")
+def outputs(exported, batches, files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("client")
+    inputs = {f"serving_default/{name}/images": batch for name, batch in batches.items()}
+    inputs["serving_raw/small/images"] = batches["small"]
+    inputs |= {f"serving_tunable/large/{name}": value for name, value in SETTINGS.items()}
+    inputs["serving_tunable/large/images"] = batches["large"]
+    inputs["serving_bytes/mixed/image_bytes"] = np.array(files, object)
+    inputs["serving_bytes/all_bad/image_bytes"] = np.array([b"x", b"y"], object)
+    np.savez(folder / "inputs.npz", **inputs)
+    arguments = [str(exported), str(folder / "inputs.npz"), str(folder / "outputs.npz")]
+    # -I: neither this folder nor the environment lead to the package.
+    result = subprocess.run([sys.executable, "-I", "-c", CLIENT, *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return dict(np.load(folder / "outputs.npz", allow_pickle=True))
+
+
+def of(outputs, call):
+    return {name.rsplit("/", 1)[1]: value for name, value in outputs.items() if name.startswith(f"{call}/")}
+
+
+def assert_same_detections(served, live, rows=slice(None)):
+    live = {name: np.asarray(value) for name, value in live.items()}
+    np.testing.assert_array_equal(served["num_detections"][rows], live["num_detections"])
+    np.testing.assert_array_equal(served["detection_classes"][rows], live["classes"])
+    np.testing.assert_allclose(served["detection_scores"][rows], live["scores"], atol=1e-6)
+    xmin, ymin, xmax, ymax = np.moveaxis(np.clip(live["boxes"], 0, 1), -1, 0)
+    expected = np.stack([ymin, xmin, ymax, xmax], axis=-1)
+    np.testing.assert_allclose(served["detection_boxes"][rows], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["small", "large", "own"])
+def test_exported_model_gives_the_detections_of_the_live_one(tiny_model, batches, outputs, name):
+    live = tiny_model.detect(resize(batches[name], (64, 128)))
+    assert int(live["num_detections"][0]) > 10
+    assert_same_detections(of(outputs, f"serving_default/{name}"), live)
+
+
+def test_image_files_of_any_size_give_the_detections_of_their_pixels(tiny_model, files, outputs):
+    served = of(outputs, "serving_bytes/mixed")
+    for row in (0, 2, 6):
+        pixels = tf.io.decode_image(files[row], channels=3)
+        live = tiny_model.detect(resize(pixels[tf.newaxis], (64, 128)))
+        assert_same_detections(served, live, slice(row, row + 1))
+
+
+def test_a_file_that_is_no_image_has_no_detections_and_leaves_the_others_alone(outputs):
+    served = of(outputs, "serving_bytes/mixed")
+    valid = np.array([True, False, True, False, False, False, True])
+    np.testing.assert_array_equal(served["image_is_valid"], valid)
+    np.testing.assert_array_equal(served["num_detections"] > 0, valid)
+    for name, padding in (("boxes", 0), ("scores", 0), ("classes", -1), ("class_names", b"")):
+        assert (served[f"detection_{name}"][~valid] == padding).all()
+    alone = of(outputs, "serving_bytes/all_bad")
+    assert not alone["image_is_valid"].any() and not alone["num_detections"].any()
+
+
+def test_the_bytes_signature_names_classes(outputs):
+    served = of(outputs, "serving_bytes/mixed")
+    names = np.array([b"circle", b"square", b"star", b""], object)
+    assert len(set(served["detection_classes"].ravel())) > 2
+    np.testing.assert_array_equal(served["detection_class_names"], names[served["detection_classes"]])
+
+
+def test_the_raw_signature_gives_predictions_and_anchors(tiny_model, batches, outputs):
+    served = of(outputs, "serving_raw/small")
+    live = tiny_model(resize(batches["small"], (64, 128)), training=False)
+    assert set(served) == {*live, "anchors"}
+    for name, value in live.items():
+        np.testing.assert_allclose(served[name], value, atol=1e-5)
+    np.testing.assert_array_equal(served["anchors"], np.stack([tiny_model.anchors] * 2))
+
+
+def test_the_tunable_signature_obeys_its_settings(tiny_model, batches, outputs):
+    predictions = tiny_model(resize(batches["large"], (64, 128)), training=False)
+    boxes, scores = decode_predictions(predictions, tiny_model.anchors, tiny_model.config.objectness_threshold)
+    live = suppress(boxes, scores, pre_suppression_top_k=0, **SETTINGS)
+    served = of(outputs, "serving_tunable/large")
+    assert served["detection_boxes"].shape == (3, 17, 4)
+    assert_same_detections(served, live)
+
+
+def test_outputs_have_the_names_types_and_shapes_that_clients_expect(outputs, batches):
+    kinds = {
+        name: (value.dtype.name, value.shape)
+        for name, value in outputs.items()
+        if name.startswith("serving_default/")
+    }
+    assert kinds == {
+        f"serving_default/{name}/{output}": (dtype, (len(batch), *shape))
+        for name, batch in batches.items()
+        for output, dtype, shape in (
+            ("detection_boxes", "float32", (500, 4)),
+            ("detection_scores", "float32", (500,)),
+            ("detection_classes", "int32", (500,)),
+            ("num_detections", "int32", ()),
+        )
+    }
+
+
+def test_saved_model_cli_shows_the_signatures_and_runs_them(exported, batches, outputs, tmp_path):
+    cli = str(Path(sys.executable).with_name("saved_model_cli"))
+    common = ["--dir", str(exported), "--tag_set", "serve"]
+    shown = subprocess.run([cli, "show", *common], capture_output=True, text=True)
+    for name in ("serving_default", "serving_bytes", "serving_raw", "serving_tunable"):
+        assert f'"{name}"' in shown.stdout
+    np.save(tmp_path / "images.npy", batches["small"])
+    command = [cli, "run", *common, "--signature_def", "serving_default", "--outdir", str(tmp_path)]
+    ran = subprocess.run([*command, "--inputs", f"images={tmp_path}/images.npy"], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    for name, expected in of(outputs, "serving_default/small").items():
+        np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected, atol=1e-6)
+
+
+def test_labels_are_an_asset_of_the_exported_model(exported):
+    assert (exported / "assets" / "labels.txt").read_text() == "circle\nsquare\nstar\n"
+    assert serving.read_labels(str(exported)) == ["circle", "square", "star"]
+
+
+def test_labels_keep_spaces_and_other_alphabets(tmp_path):
+    names = ["traffic light", "Bär", "猫"]
+    (tmp_path / "assets").mkdir()
+    write_labels(str(tmp_path / "assets" / "labels.txt"), names)
+    assert serving.read_labels(str(tmp_path)) == names
+
+
+def test_served_boxes_are_clipped_and_have_the_vertical_axis_first():
+    detections = {
+        "boxes": tf.constant([[[-0.5, 0.25, 0.75, 1.5], [0.0, 0.0, 0.0, 0.0]]]),
+        "scores": tf.constant([[0.5, 0.0]]),
+        "classes": tf.constant([[2, -1]]),
+        "num_detections": tf.constant([1]),
+    }
+    served = serving_outputs(detections)
+    assert tuple(served) == serving.OUTPUT_NAMES
+    np.testing.assert_array_equal(served["detection_boxes"], [[[0.25, 0, 1, 0.75], [0, 0, 0, 0]]])
+    np.testing.assert_array_equal(served["detection_scores"], detections["scores"])
+    np.testing.assert_array_equal(served["detection_classes"], detections["classes"])
+    np.testing.assert_array_equal(served["num_detections"], detections["num_detections"])
+
+
+@pytest.mark.parametrize("weights, tolerance", [("float32", 1e-5), ("bfloat16", 0.2)])
+def test_frozen_models_have_no_variables_and_keep_what_their_precision_can(
+    tiny_model, exported, batches, tmp_path, weights, tolerance
+):
+    serving.export_saved_model(tiny_model, str(tmp_path / "frozen"), weights)
+    loaded = tf.saved_model.load(str(tmp_path / "frozen"))
+    live = tiny_model(resize(batches["small"], (64, 128)), training=False)
+    served = loaded.signatures["serving_raw"](images=tf.constant(batches["small"]))
+    for name, value in live.items():
+        # Predictions of the random network are of the order of 1.
+        np.testing.assert_allclose(served[name], value, atol=tolerance)
+    graph = (tmp_path / "frozen" / "saved_model.pb").stat().st_size
+    weight_bytes = sum(np.prod(variable.shape) for variable in tiny_model.weights) * (4 if weights == "float32" else 2)
+    assert weight_bytes * 0.9 < graph < weight_bytes + 900_000  # the rest is the graph
+    variables = sum(path.stat().st_size for path in (tmp_path / "frozen" / "variables").iterdir())
+    assert variables < 10_000 < sum(path.stat().st_size for path in (exported / "variables").iterdir())
+
+
+def test_warmup_requests_fit_the_signatures(exported, tmp_path):
+    prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
+    serving.write_warmup_requests(str(tmp_path), (64, 128), [1, 3])
+    file = str(tmp_path / "assets.extra" / "tf_serving_warmup_requests")
+    signatures = tf.saved_model.load(str(exported)).signatures
+    seen = []
+    for record in tf.data.TFRecordDataset(file).as_numpy_iterator():
+        request = prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+        inputs = {name: tf.constant(tf.make_ndarray(value)) for name, value in request.inputs.items()}
+        outputs = signatures[request.model_spec.signature_name](**inputs)
+        seen.append((request.model_spec.signature_name, outputs["num_detections"].shape[0]))
+    assert seen == [(name, size) for size in (1, 3) for name in ("serving_default", "serving_bytes")]
