@@ -32,7 +32,7 @@ def blob(values, shape=None, legacy_shape=False, double=False):
         head = b"".join(number(1 + i, size) for i, size in enumerate(shape))
     else:
         head = block(7, block(1, b"".join(varint(size) for size in shape)))
-    packed = struct.pack(f"<{values.size}{'d' if double else 'f'}", *values.ravel().tolist())
+    packed = values.astype("<f8" if double else "<f4").tobytes()
     return head + block(8 if double else 5, packed)
 
 
@@ -60,7 +60,7 @@ def write_caffemodel(path, layers, v1=False, legacy_shape=False, double=False):
         legacy_shape: four-dimensional shapes with leading ones (num, channels, height, width).
         double: double precision.
     """
-    content = block(1, b"a net") + block(3, b"data")
-    for name, blobs in layers.items():
-        content += layer(name, [blob(one, None, legacy_shape, double) for one in blobs], v1)
-    path.write_bytes(content)
+    with path.open("wb") as file:
+        file.write(block(1, b"a net") + block(3, b"data"))
+        for name, blobs in layers.items():
+            file.write(layer(name, [blob(one, None, legacy_shape, double) for one in blobs], v1))

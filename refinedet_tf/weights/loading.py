@@ -1,0 +1,70 @@
+"""One way in for all weight files."""
+
+import os
+import zipfile
+
+import h5py
+
+from refinedet_tf.model import RefineDet
+from refinedet_tf.weights.assign import WeightReport, Weights, assign
+from refinedet_tf.weights.caffe import is_caffemodel
+from refinedet_tf.weights.class_maps import ClassMap, fit_classes, read_class_map
+from refinedet_tf.weights.convert import caffe_weights, pytorch_weights
+from refinedet_tf.weights.errors import WeightFileError
+from refinedet_tf.weights.imagenet import IMAGENET, imagenet_weights
+from refinedet_tf.weights.keras_files import h5_weights, input_mode, keras_weights, npz_weights
+from refinedet_tf.weights.pytorch import is_pytorch_file
+
+
+def load_weights(model: RefineDet, path: str | os.PathLike, class_map: ClassMap | None = None) -> WeightReport:
+    """Loads weights into a model; what kind of file it is, its content tells.
+
+    Args:
+        model: the model, changed in place.
+        path: one of
+
+            - a Caffe model: RefineDet of its authors, or the classification network, on VGG-16 or ResNet-101;
+            - a PyTorch file: RefineDet of luuuyi, or vgg16_reducedfc.pth;
+            - a Keras file: a RefineDet saved as .keras, .weights.h5 or .h5, an .h5 of keras.applications, or an .npz
+              of arrays named `layer/variable`;
+            - `imagenet`: the backbone's weights of keras.applications, a download.
+        class_map: which of the file's classes becomes which of the model's, where they differ: `coco_to_voc`, a YAML or
+            JSON file or a mapping from the model's class names to the file's class indices, from 1 (0 is the
+            background). Without, files with class names are mapped by name; from others with another number of classes
+            everything but the class heads is loaded.
+
+    Returns:
+        What was loaded, transformed and left out.
+
+    Raises:
+        WeightFileError: the file or the map is missing, unreadable, or does not fit. The model is unchanged then.
+    """
+    rows = read_class_map(class_map)
+    source = os.fspath(path)
+    weights = _read(model, path)
+    if weights.preprocessing not in (None, input_mode(model)):
+        raise WeightFileError(
+            f"{source} ({weights.family}) expects the input form {weights.preprocessing}, the model's is "
+            f"{input_mode(model)}; set model.backbone.preprocessing={weights.preprocessing} in the recipe, or leave it "
+            "out if that is the backbone's own."
+        )
+    fitted = fit_classes(model, weights, rows, source)
+    return assign(model, fitted.weights, source, fitted.left_out, fitted.lines)
+
+
+def _read(model: RefineDet, path: str | os.PathLike) -> Weights:
+    if path == IMAGENET:
+        return imagenet_weights(model)
+    if not os.path.isfile(path):
+        raise WeightFileError(f"There is no weight file {os.fspath(path)!r}.")
+    if is_pytorch_file(path):
+        return pytorch_weights(model, path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            is_keras = "config.json" in archive.namelist()
+        return keras_weights(path) if is_keras else npz_weights(model, path)
+    if h5py.is_hdf5(path):
+        return h5_weights(model, path)
+    if is_caffemodel(path):
+        return caffe_weights(model, path)
+    raise WeightFileError(f"{os.fspath(path)} is none of .caffemodel, .pth, .keras, .h5 and .npz, or is damaged.")

@@ -1,0 +1,96 @@
+"""ResNet-101 from Caffe files against the network in plain NumPy."""
+
+import numpy as np
+import pytest
+
+from refinedet_tf.config import BackboneConfig, ModelConfig
+from refinedet_tf.model import RefineDet
+from refinedet_tf.weights import WeightFileError, load_weights
+from refinedet_tf.weights.assign import is_detector_layer, named_variables
+from tests.weights.caffe_writer import write_caffemodel
+from tests.weights.random_nets import random_resnet101
+from tests.weights.reference_graph import refinedet, to_bgr
+from tests.weights.test_import_vgg16 import assert_same_outputs, draw_image
+
+CLASSES = 21
+
+
+@pytest.fixture(scope="module")
+def net():
+    return random_resnet101(2, CLASSES)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return RefineDet(
+        ModelConfig(
+            classes=[f"class {i}" for i in range(1, CLASSES)],
+            backbone=BackboneConfig("resnet101"),
+            batch_norm=True,
+            head_blocks=True,
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def caffe_file(net, tmp_path_factory):
+    path = tmp_path_factory.mktemp("caffe") / "final"
+    write_caffemodel(path, net)
+    return path
+
+
+def trunk_of(net):
+    return {
+        name: blobs
+        for name, blobs in net.items()
+        if name[:4] not in ("res6", "bn6_") and not name.startswith("scale6") and "inter" not in name and name[:2] not in ("TL", "P3", "P4", "P5", "P6")
+    }
+
+
+def test_the_network_of_the_test_has_the_published_layers(net):
+    convolutions = [name for name, blobs in net.items() if blobs[0].ndim == 4]
+    assert sum("-up" in name for name in convolutions) == 3
+    assert len(convolutions) == 168 + 3
+    assert sum(len(blobs) == 3 for blobs in net.values()) == 155
+
+
+def test_caffe_weights_give_the_outputs_of_the_network_at_320(model, net, caffe_file):
+    report = load_weights(model, caffe_file)
+    assert report.family == "RefineDet on ResNet-101 (Caffe)"
+    assert len(report.loaded) == len(model.variables) and not report.kept
+    assert set(report.used) == set(net) and not report.unused
+    assert report.transform_counts() == {
+        "transposed": 171,
+        "divided by Caffe's moving average factor": 2 * 155,
+        "copied": 2 * 155 + 16,  # scales and shifts, and the biases of the heads
+    }
+    image = draw_image(320)
+    assert_same_outputs(model(image[None]), refinedet(to_bgr(image), net, CLASSES))
+
+
+def test_the_classification_network_fills_the_trunk_and_nothing_else(model, net, tmp_path):
+    variables = named_variables(model)
+    for variable in variables.values():
+        variable.assign(np.full(variable.shape, 7, np.float32))
+    trunk = trunk_of(net)
+    trunk["bn_conv1"][2][:] = 0  # statistics that were never gathered
+    write_caffemodel(tmp_path / "msra", {**trunk, "fc1000": [np.zeros((1000, 2048), np.float32)]})
+    report = load_weights(model, tmp_path / "msra")
+    assert report.family == "classification network ResNet-101 (Caffe)"
+    assert report.unused == ["fc1000"] and set(report.used) == set(trunk)
+    assert report.loaded == [name for name in variables if not is_detector_layer(name)]
+    assert len(report.loaded) == 104 * 5
+    assert all((variables[name].numpy() == 7).all() for name in report.kept)
+    assert (variables["bn_conv1/moving_variance"].numpy() == 0).all()
+    mean, _, factor = trunk["bn4b22_branch2b"]
+    np.testing.assert_allclose(variables["bn4b22_branch2b/moving_mean"], mean / factor, rtol=1e-6)
+    np.testing.assert_array_equal(variables["bn4b22_branch2b/gamma"], trunk["scale4b22_branch2b"][0])
+
+
+def test_other_depths_and_other_backbones_are_refused(model, net, tmp_path):
+    trunk = trunk_of(net)
+    for extra, message in (("res4b23_branch2a", "neither a VGG-16 nor a ResNet-101"), (None, "backbone.name=resnet101")):
+        write_caffemodel(tmp_path / "net", {**trunk, **({extra: trunk["res4b22_branch2a"]} if extra else {})})
+        target = model if extra else RefineDet(ModelConfig(classes=["a"], input_size=[64, 64]))
+        with pytest.raises(WeightFileError, match=message):
+            load_weights(target, tmp_path / "net")
