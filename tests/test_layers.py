@@ -57,6 +57,13 @@ def test_preprocessing_of_the_mobilenets_is_rgb_from_minus_one_to_one():
     np.testing.assert_array_equal(layers.Preprocessing("tf")(pixels), [[[[-1, 0, 1]]]])
 
 
+def test_preprocessing_of_torchvision_is_rgb_in_deviations_from_the_mean():
+    mean, deviation = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    pixels = np.stack([255 * mean, 255 * (mean + deviation), [0, 255, 0]])[np.newaxis, np.newaxis]
+    expected = np.stack([np.zeros(3), np.ones(3), (np.float32([0, 1, 0]) - mean) / deviation])
+    np.testing.assert_allclose(layers.Preprocessing("torch")(pixels)[0, 0], expected, atol=1e-5)
+
+
 def test_preprocessing_stays_float32_under_a_half_precision_policy():
     layer = layers.Preprocessing("caffe", dtype="mixed_bfloat16")
     pixels = np.full([1, 1, 1, 3], 100.25, np.float32)  # bfloat16 has no such number
@@ -65,8 +72,8 @@ def test_preprocessing_stays_float32_under_a_half_precision_policy():
 
 
 def test_unknown_preprocessing_names_the_known_ones():
-    with pytest.raises(ValueError, match="'caffe' and 'tf', not 'torch'"):
-        layers.Preprocessing("torch")
+    with pytest.raises(ValueError, match="caffe, tf, torch, none, not 'BGR'"):
+        layers.Preprocessing("BGR")
 
 
 @pytest.mark.parametrize(

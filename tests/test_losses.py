@@ -97,12 +97,14 @@ def test_settings_of_a_recipe_reach_the_loss():
         arm_negative_iou=0.3,
         objectness_threshold=0.05,
         negative_ratio=2.0,
+        two_step_regression=False,
     )
     assert vars(RefineDetLoss.from_config(config)) == {
         "arm_positive_iou": 0.7,
         "arm_negative_iou": 0.3,
         "objectness_threshold": 0.05,
         "negative_ratio": 2.0,
+        "two_step_regression": False,
     }
     assert vars(RefineDetLoss.from_config(ModelConfig(classes=["a"]))) == vars(RefineDetLoss())
 
