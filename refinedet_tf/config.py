@@ -29,7 +29,7 @@ UPSAMPLING = ("deconvolution", "resize")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("multistep", "cosine")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-DATA_FORMATS = ("voc", "coco")
+DATA_FORMATS = ("voc", "coco", "tfrecord")
 
 
 class ConfigError(ValueError):
@@ -150,7 +150,8 @@ class DataConfig:
 
     Attributes:
         format: one of `DATA_FORMATS`. `voc`: a folder with Annotations, ImageSets/Main and JPEGImages, or VOCdevkit
-            with several of them; `coco`: annotations/instances_SPLIT.json and the images in SPLIT/.
+            with several of them; `coco`: annotations/instances_SPLIT.json and the images in SPLIT/; `tfrecord`: files
+            such as SPLIT.tfrecord-00000-of-00008 with the feature names of the TensorFlow Object Detection API.
         train_splits: what to train on. `voc`: names of lists in ImageSets/Main, below VOCdevkit VOC2007/trainval and
             the like; `coco`: train2017 and the like.
         val_splits: what to evaluate on.

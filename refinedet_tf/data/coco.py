@@ -12,6 +12,7 @@ import tensorflow as tf
 from refinedet_tf.data.examples import DataError, Defect, ExampleSet
 from refinedet_tf.data.reading import (
     Reading,
+    check_listed,
     collect,
     image_size,
     make_example,
@@ -42,7 +43,7 @@ def read_coco(root: str | os.PathLike, splits: Sequence[str], classes: Sequence[
     """
     files = [_load(Path(root), split) for split in splits]
     for file in files:
-        classes = _check_categories(file, classes)
+        classes = check_listed(classes, list(file.names.values()), file.path)
     defects = [defect for file in files for defect in file.defects]
     images = [(file, image) for file in files for image in file.images]
     readings = read_all(images, lambda image: _read(*image), f"Reading {', '.join(splits)}")
@@ -90,20 +91,6 @@ def _load(root: Path, split: str) -> _File:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is no instances JSON of COCO: {type(error).__name__}: {error}.") from error
     return _File(str(path), folder, names, list(images.values()), annotations, defects)
-
-
-def _check_categories(file: _File, classes: Sequence[str] | None) -> list[str]:
-    """The names of the classes; categories without any object need not be listed, but every listed name must exist."""
-    names = list(file.names.values())
-    if len(set(names)) < len(names):
-        raise DataError(f"{file.path} has several categories of one name: {', '.join(names)}.")
-    if classes is None:
-        return names
-    missing = [name for name in classes if name not in names]
-    if missing:
-        raise DataError(f"The classes {', '.join(missing)} are no categories of {file.path}. "
-                        f"Classes: {', '.join(classes)}. Categories: {', '.join(names)}.")
-    return list(classes)
 
 
 def _read(file: _File, image: dict[str, Any]) -> Reading:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 from refinedet_tf.data.coco import read_coco
 from refinedet_tf.data.examples import ExampleSet
+from refinedet_tf.data.tfrecords import read_tfrecords
 from refinedet_tf.data.voc import read_voc
 
-READERS = {"voc": read_voc, "coco": read_coco}
+READERS = {"voc": read_voc, "coco": read_coco, "tfrecord": read_tfrecords}
 
 
 def read_data(data_format: str, data_dir: str | os.PathLike, splits: Sequence[str],

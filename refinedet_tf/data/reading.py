@@ -40,10 +40,10 @@ class Reading:
     defects: list[Defect] = field(default_factory=list)
 
 
-def read_all(items: Sequence[Any], read: Callable[[Any], Reading], description: str) -> list[Reading]:
+def read_all(items: Sequence[Any], read: Callable[[Any], Any], description: str, unit: str = "image") -> list[Any]:
     """Reads in as many threads as there are cores, with a progress bar if it takes more than two seconds."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(tqdm(pool.map(read, items), total=len(items), desc=description, unit="image", delay=2))
+        return list(tqdm(pool.map(read, items), total=len(items), desc=description, unit=unit, delay=2))
 
 
 def image_size(contents: bytes, where: str, defects: list[Defect]) -> tuple[int, int] | None:
@@ -74,16 +74,18 @@ def number(value: Any) -> float:
         return math.nan
 
 
-def relative_box(corners: Sequence[float], height: int, width: int) -> tuple[list[float] | None, str | None]:
-    """Pixel corners to a box in 0..1.
+def relative_box(corners: Sequence[float], height: float, width: float,
+                 tolerance: float = 1.0) -> tuple[list[float] | None, str | None]:
+    """Corners to a box in 0..1.
 
-    Coordinates are divided by width and height as they stand. Boxes that reach over the border by up to a pixel are
-    rounding and are clipped without a word.
+    Coordinates are divided by width and height as they stand. Boxes that reach over the border by no more than the
+    tolerance, a pixel, are rounding and are clipped without a word.
 
     Args:
-        corners: (xmin, ymin, xmax, ymax) in pixels.
-        height: of the image in pixels.
-        width: of the image in pixels.
+        corners: (xmin, ymin, xmax, ymax) in pixels, or in any other unit.
+        height: of the image in that unit.
+        width: of the image in that unit.
+        tolerance: in that unit.
 
     Returns:
         The box, or None when nothing of it is usable, and what was wrong with it, if anything.
@@ -99,7 +101,7 @@ def relative_box(corners: Sequence[float], height: int, width: int) -> tuple[lis
            min(max(xmax / width, 0.0), 1.0), min(max(ymax / height, 0.0), 1.0)]
     if not (np.float32(box[2]) > np.float32(box[0]) and np.float32(box[3]) > np.float32(box[1])):
         return None, "box outside the image, dropped"
-    if xmin < -1 or ymin < -1 or xmax > width + 1 or ymax > height + 1:
+    if min(xmin, ymin, width - xmax, height - ymax) < -tolerance:
         return box, "box partly outside the image, clipped"
     return box, None
 
@@ -138,6 +140,28 @@ def collect(readings: Sequence[Reading], classes: Sequence[str] | None, defects:
         reason = f"; the first problem is {defects[0].where}: {defects[0].what}" if defects else ""
         raise DataError(f"{what} has no usable image{reason}.")
     return ExampleSet(examples, list(classes), defects)
+
+
+def check_listed(classes: Sequence[str] | None, names: Sequence[str], where: str) -> list[str]:
+    """The names of the classes, for data that list theirs.
+
+    Classes of the data without any object need not be in the recipe, but each of the recipe's must be in the data.
+
+    Args:
+        classes: the recipe's; None takes the data's.
+        names: the data's, in their order.
+        where: the file that has them.
+
+    Raises:
+        DataError: some of `classes` are not in `names`, or `names` has one twice.
+    """
+    if len(set(names)) < len(names):
+        raise DataError(f"{where} has several classes of one name: {', '.join(names)}.")
+    missing = [name for name in classes or () if name not in names]
+    if missing:
+        raise DataError(f"{where} has no class {', '.join(missing)}. model.classes has: {', '.join(classes)}. "
+                        f"The file has: {', '.join(names)}.")
+    return list(names if classes is None else classes)
 
 
 def _check_classes(readings: Sequence[Reading], classes: Sequence[str]) -> None:

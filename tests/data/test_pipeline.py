@@ -1,3 +1,6 @@
+import dataclasses
+import itertools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -120,6 +123,70 @@ def test_boxes_after_augmentation_lie_in_the_image_and_padding_comes_last(drawn)
 def test_too_few_images_for_a_batch_are_an_error(drawn):
     with pytest.raises(DataError, match=r"12 training images do not fill one batch of 16; lower train\.batch_size"):
         training_pipeline(drawn, SIZE, 16, PLAIN, 6, seed=0)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_a_run_taken_up_again_sees_what_one_without_interruption_sees(drawn, cache):
+    def pipeline(**resume):
+        return training_pipeline(drawn, SIZE, 4, AugmentationConfig(), 6, 1, cache, **resume)
+
+    whole = epochs(pipeline(), 3)
+    resumed = epochs(pipeline(epoch=itertools.count(1).__next__), 2)
+    for epoch, same in zip(whole[1:], resumed, strict=True):
+        for part, same_part in zip(epoch, same, strict=True):
+            np.testing.assert_array_equal(part, same_part)
+
+
+def test_workers_share_the_epoch_of_a_single_one_among_them(drawn):
+    whole = epochs(training_pipeline(drawn, SIZE, 6, AugmentationConfig(), 6, 1), 2)
+    shares = [training_pipeline(drawn, SIZE, 3, AugmentationConfig(), 6, 1, shard=(index, 2)) for index in range(2)]
+    assert [len(share) for share in shares] == [2, 2]
+    for epoch, first, second in zip(whole, *(epochs(share, 2) for share in shares), strict=True):
+        for part, *halves in zip(epoch, first, second, strict=True):
+            for index, half in enumerate(halves):
+                np.testing.assert_array_equal(part[index::2], half)
+
+
+def test_all_workers_have_as_many_batches(drawn):
+    shares = [training_pipeline(drawn, SIZE, 1, PLAIN, 6, 0, shard=(index, 5)) for index in range(5)]
+    assert {len(share) for share in shares} == {12 // 5}
+    assert {len(list(share)) for share in shares[::4]} == {12 // 5}
+
+
+def test_the_remainder_may_be_kept(drawn):
+    dataset = training_pipeline(drawn, SIZE, 5, PLAIN, 6, 0, drop_remainder=False)
+    assert len(dataset) == 3
+    images, _, _ = epochs(dataset, 1)[0]
+    expected = sorted(loaded(example).sum() for example in drawn)
+    np.testing.assert_allclose(sorted(images.sum(axis=(1, 2, 3))), expected, rtol=1e-5)
+    assert len(list(training_pipeline(drawn, SIZE, 16, PLAIN, 6, 0, drop_remainder=False))) == 1
+
+
+def test_without_a_fixed_order_each_image_is_augmented_all_the_same(drawn):
+    def sums(**order):
+        images, _, _ = epochs(training_pipeline(drawn, SIZE, 4, AugmentationConfig(), 6, 1, **order), 1)[0]
+        return sorted(images.sum(axis=(1, 2, 3)))
+
+    assert sums() == sums(deterministic=False)
+
+
+def test_crowds_are_not_trained_on_and_do_not_count(drawn):
+    count = len(drawn[0].classes)
+    twice = dataclasses.replace(drawn[0], boxes=np.tile(drawn[0].boxes, (2, 1)), classes=np.tile(drawn[0].classes, 2),
+                                crowd=np.arange(2 * count) < count)
+    _, boxes, classes = epochs(training_pipeline([twice], SIZE, 1, PLAIN, max_boxes=count, seed=0), 1)[0]
+    np.testing.assert_array_equal(boxes[0], drawn[0].boxes)
+    np.testing.assert_array_equal(classes[0], drawn[0].classes)
+    assert count_dropped_boxes([twice], count) == 0 and count_dropped_boxes([twice], count - 1) == 1
+
+
+def test_crowds_take_part_in_the_choice_of_the_crop(drawn):
+    def crops(crowd):
+        example = dataclasses.replace(drawn[0], crowd=np.full(len(drawn[0].classes), crowd))
+        config = AugmentationConfig(photometric=False, expand_max_ratio=1, flip=False, random_interpolation=False)
+        return np.stack([epoch[0] for epoch in epochs(training_pipeline([example], SIZE, 1, config, 6, 3), 5)])
+
+    np.testing.assert_array_equal(crops(False), crops(True))
 
 
 def test_an_image_that_vanished_is_named(voc_folder):
