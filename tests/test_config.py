@@ -114,7 +114,9 @@ def test_the_changed_recipe_of_these_tests_changes_every_setting(write):
     assert unchanged == ["model.classes", "model.backbone.preset_or_class"]
 
 
-@pytest.mark.parametrize(("key", "value"), [item for item in settings(CHANGED).items() if item[1] is not None])
+@pytest.mark.parametrize(
+    ("key", "value"), [item for item in settings(CHANGED).items() if item[1] is not None]
+)
 def test_every_setting_can_be_overridden_alone(write, key, value):
     path = write("model: {classes: [bird], backbone: {name: mobilenet_v1}}\n")
     if key == "model.arm_positive_iou":
@@ -122,6 +124,19 @@ def test_every_setting_can_be_overridden_alone(write, key, value):
     before = settings(load_config(path))
     after = settings(load_config(path, overrides=[f"{key}={value}"]))
     assert {**before, key: value} == after
+
+
+def test_backbones_of_keras_cv_keep_their_class_and_its_arguments(write, tmp_path):
+    backbone = "{name: keras_cv, preset_or_class: ResNetBackbone, arguments: {stackwise_blocks: [2, 2]}}"
+    config = load_config(write(f"model: {{classes: [a], backbone: {backbone}}}"))
+    assert config.model.backbone.arguments == {"stackwise_blocks": [2, 2]}
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+def test_keras_cv_without_a_network_says_what_to_name(write):
+    with pytest.raises(ConfigError, match=r"model\.backbone\.preset_or_class = None: name a backbone class"):
+        load_config(write(MINIMAL), ["model.backbone.name=keras_cv"])
 
 
 def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones(write):
@@ -208,6 +223,7 @@ def test_values_of_the_wrong_kind_are_named(write, override, words):
         ("model.backbone.alpha", 0.5, "leave it out for vgg16"),
         ("model.backbone.alpha", -1.0, "must be positive"),
         ("model.backbone.preset_or_class", "ResNet50V2Backbone", "leave it out for vgg16"),
+        ("model.backbone.arguments", "{a: 1}", "leave it out for vgg16"),
         ("model.backbone.preprocessing", "cafe", "did you mean 'caffe'?"),
         ("model.backbone.frozen_stages", -1, "must not be negative"),
         ("model.upsampling", "resized", "did you mean 'resize'?"),

@@ -64,6 +64,11 @@ def test_preprocessing_of_torchvision_is_rgb_in_deviations_from_the_mean():
     np.testing.assert_allclose(layers.Preprocessing("torch")(pixels)[0, 0], expected, atol=1e-5)
 
 
+def test_preprocessing_of_networks_that_do_it_themselves_is_none():
+    pixels = np.array([[[[255.0, 0.0, 127.5]]]], np.float32)
+    np.testing.assert_array_equal(layers.Preprocessing("none")(pixels), pixels)
+
+
 def test_preprocessing_stays_float32_under_a_half_precision_policy():
     layer = layers.Preprocessing("caffe", dtype="mixed_bfloat16")
     pixels = np.full([1, 1, 1, 3], 100.25, np.float32)  # bfloat16 has no such number
@@ -175,6 +180,20 @@ def test_lower_blocks_rectify_the_sum_with_the_upsampled_block_above(level):
     expected = slow_conv(expected, parts[f"TL{level}_2"])  # not rectified before the sum
     expected = tf.nn.relu(expected + slow_deconv(above, parts[up]))
     expected = tf.nn.relu(slow_conv(expected, parts[f"P{level}"]))
+    np.testing.assert_allclose(model([features, above]), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_upsampling_by_resizing_repeats_every_value_and_has_no_weights():
+    model = graph((4, 6, 24), above=(2, 3, 16), upsampling="resize")
+    randomize(model)
+    parts = layers_of(model)
+    assert {name for name in parts if parts[name].weights} == {"TL5_1", "TL5_2", "P5"}
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(2, 4, 6, 24)).astype(np.float32)
+    above = rng.normal(size=(2, 2, 3, 16)).astype(np.float32)
+    expected = slow_conv(tf.nn.relu(slow_conv(features, parts["TL5_1"])), parts["TL5_2"])
+    expected = tf.nn.relu(expected + above.repeat(2, axis=1).repeat(2, axis=2))
+    expected = tf.nn.relu(slow_conv(expected, parts["P5"]))
     np.testing.assert_allclose(model([features, above]), expected, rtol=1e-4, atol=1e-4)
 
 

@@ -80,6 +80,16 @@ def test_all_values_equal_those_of_plain_loops(seed, counts, settings):
     assert_equal_values(RefineDetLoss(**settings)(targets, predictions, ANCHORS), expected)
 
 
+def test_arm_that_moves_no_anchor_has_no_box_loss():
+    rng = np.random.default_rng(0)
+    targets, predictions = random_targets(rng, [3]), random_predictions(rng, 1)
+    predictions["arm_offsets"][:] = 0
+    expected = slow.refinedet_losses(targets, predictions, ANCHORS)
+    assert expected["arm_box_loss"] > 0
+    values = RefineDetLoss(two_step_regression=False)(targets, predictions, ANCHORS)
+    assert_equal_values(values, {**expected, "arm_box_loss": 0.0})
+
+
 def test_values_have_the_documented_names_and_are_float32_for_half_precision_predictions():
     rng = np.random.default_rng(0)
     targets, predictions = random_targets(rng, [3, 2]), random_predictions(rng, 2)
