@@ -20,9 +20,8 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
 
     Each epoch has another order and other augmentations. Both follow from `seed`, the number of the epoch and an
     example's place in it: a run that is taken up again, or one that many workers share, sees what a single one without
-    interruption sees (under the same global seed, if `tf.random.set_seed` has set one). An image file that cannot be
-    read raises; the readers have sorted out such files, so that happens only to files that vanish (TensorFlow then
-    names them) or change while one trains.
+    interruption sees. An image file that cannot be read raises; the readers have sorted out such files, so that
+    happens only to files that vanish (TensorFlow then names them) or change while one trains.
 
     Args:
         examples: at least `batch_size` of them for each worker.
@@ -55,23 +54,20 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
         share = f" of one of {workers} workers" if workers > 1 else ""
         raise DataError(f"{count} training images{share} do not fill one batch of {batch_size}; "
                         "lower train.batch_size or add images.")
-    read = _image_reader(examples)
+    image_of = _image_cache(examples) if cache else _image_decoder(examples)
     all_boxes, all_classes, starts = _objects(examples, max_boxes)
     number_of_epoch = itertools.count().__next__ if epoch is None else epoch
 
-    def load(example: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return image_ops.decode(read(example)), example
-
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
-        order_seed = tf.random.stateless_uniform([], epoch_seed, maxval=tf.int64.max, dtype=tf.int64)
-        dataset = source.shuffle(len(examples), seed=order_seed, reshuffle_each_iteration=False).enumerate()
-        dataset = dataset.shard(workers, index).take(count)
-        return dataset.map(lambda place, item: (item, tf.random.experimental.stateless_fold_in(epoch_seed, place)))
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(examples), dtype=tf.int64), epoch_seed)
+        places = tf.range(index, len(examples), workers, dtype=tf.int64)[:count]
+        fold_in = tf.random.experimental.stateless_fold_in
+        dataset = tf.data.Dataset.from_tensor_slices((tf.gather(order, places), places))
+        return dataset.map(lambda example, place: (example, fold_in(epoch_seed, place)))
 
-    def prepare(loaded: tuple[tf.Tensor, tf.Tensor], seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        image, example = loaded
-        objects = slice(starts[example], starts[example + 1])
+    def prepare(example: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        image, objects = image_of(example), slice(starts[example], starts[example + 1])
         image, boxes, classes = augment(image, all_boxes[objects], all_classes[objects], augmentation, input_size, seed)
         # Crowds have taken part in the choice of the crop, as in the original; now they go.
         real = classes >= 0
@@ -83,13 +79,8 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
         return image, {"boxes": tf.ensure_shape(boxes, [max_boxes, 4]),
                        "classes": tf.ensure_shape(classes, [max_boxes])}
 
-    source = tf.data.Dataset.range(len(examples))
-    if cache:
-        source = source.map(load, num_parallel_calls=tf.data.AUTOTUNE).cache()
     dataset = tf.data.Dataset.from_generator(lambda: [number_of_epoch()], output_signature=tf.TensorSpec([], tf.int64))
     dataset = dataset.flat_map(one_epoch).apply(tf.data.experimental.assert_cardinality(count))
-    if not cache:
-        dataset = dataset.map(lambda example, seed: (load(example), seed), num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     options = tf.data.Options()
     options.deterministic = deterministic
@@ -108,9 +99,9 @@ def evaluation_pipeline(examples: Sequence[Example], input_size: Sequence[int],
     Returns:
         Images, float32 `[b, height, width, 3]`, RGB, 0..255.
     """
-    read = _image_reader(examples)
+    image_of = _image_decoder(examples)
     dataset = tf.data.Dataset.range(len(examples))
-    dataset = dataset.map(lambda index: image_ops.resize(image_ops.decode(read(index)), input_size),
+    dataset = dataset.map(lambda index: image_ops.resize(image_of(index), input_size),
                           num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 
@@ -121,9 +112,7 @@ def image_pipeline(examples: Sequence[Example]) -> tf.data.Dataset:
     Returns:
         Batches of one image, uint8 `[1, height, width, 3]`, RGB.
     """
-    read = _image_reader(examples)
-    dataset = tf.data.Dataset.range(len(examples))
-    dataset = dataset.map(lambda index: image_ops.decode(read(index)), num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = tf.data.Dataset.range(len(examples)).map(_image_decoder(examples), num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.batch(1).prefetch(tf.data.AUTOTUNE)
 
 
@@ -132,20 +121,35 @@ def count_dropped_boxes(examples: Sequence[Example], max_boxes: int) -> int:
     return sum(max(int((~example.crowd).sum()) - max_boxes, 0) for example in examples)
 
 
-def _image_reader(examples: Sequence[Example]) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A function of tf.data that gives the encoded image of the example with an index."""
+def _image_decoder(examples: Sequence[Example]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A function for tf.data: the index of an example to its image, uint8 `[h, w, 3]`."""
     paths = tf.constant([example.image_path for example in examples])
     parts = tf.constant([example.part for example in examples], tf.int64)
     if all(example.part == (0, -1) for example in examples):
-        return lambda index: tf.io.read_file(paths[index])
+        return lambda index: image_ops.decode(tf.io.read_file(paths[index]))
 
-    def read(index: tf.Tensor) -> tf.Tensor:
+    def image_of(index: tf.Tensor) -> tf.Tensor:
         # TensorFlow has no operation for a part of a file; the call costs a third of a millisecond.
         contents = tf.numpy_function(lambda path, part: read_part(path.decode(), *map(int, part)),
                                      [paths[index], parts[index]], tf.string)
-        return tf.ensure_shape(contents, [])
+        return image_ops.decode(tf.ensure_shape(contents, []))
 
-    return read
+    return image_of
+
+
+def _image_cache(examples: Sequence[Example]) -> Callable[[tf.Tensor], tf.Tensor]:
+    """As `_image_decoder`, but every image is decoded once and then kept in memory.
+
+    `tf.data.Dataset.cache` gives its elements in one order only, which every epoch would have to shuffle again.
+    """
+    images = {}
+
+    def kept(index: np.int64) -> np.ndarray:
+        if index not in images:
+            images[index] = image_ops.decode(tf.constant(examples[index].read_image())).numpy()
+        return images[index]
+
+    return lambda index: tf.ensure_shape(tf.numpy_function(kept, [index], tf.uint8), [None, None, 3])
 
 
 def _objects(examples: Sequence[Example], max_boxes: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

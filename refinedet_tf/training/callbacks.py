@@ -13,6 +13,23 @@ from refinedet_tf.evaluation.voc import VocResult
 AP_LOG = "val_ap"
 
 
+class CurrentEpoch(keras.callbacks.Callback):
+    """The number of the epoch under way, from 0, also in a run that was taken up again.
+
+    `training_pipeline` asks for it, so that such a run sees the images that it would have seen without interruption.
+    """
+
+    number = 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Takes the number down; Keras asks the dataset for the epoch's first batch after that."""
+        self.number = epoch
+
+    def __call__(self) -> int:
+        """The number."""
+        return self.number
+
+
 class VocEvaluation(keras.callbacks.Callback):
     """Evaluates every few epochs; saves the model, the best one so far, and a history of all results.
 

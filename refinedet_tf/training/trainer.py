@@ -13,7 +13,7 @@ from refinedet_tf.data.readers import read_data
 from refinedet_tf.evaluation.evaluator import evaluate
 from refinedet_tf.evaluation.voc import VocResult
 from refinedet_tf.model import RefineDet, build_model
-from refinedet_tf.training.callbacks import VocEvaluation
+from refinedet_tf.training.callbacks import CurrentEpoch, VocEvaluation
 from refinedet_tf.training.optimizers import build_optimizer
 from refinedet_tf.visualization import save_loss_curves
 from refinedet_tf.weights import load_weights
@@ -44,6 +44,7 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
     val_set = read_data(config.data.format, data_dir, config.data.val_splits, config.model.classes)
     keras.utils.set_random_seed(config.train.seed)
     keras.mixed_precision.set_global_policy(config.train.precision)
+    current_epoch = CurrentEpoch()
     dataset = training_pipeline(
         train_set.examples,
         tuple(config.model.input_size),
@@ -52,6 +53,7 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
         config.data.max_boxes,
         config.train.seed,
         cache=config.data.cache,
+        epoch=current_epoch,
     )
     with _strategy().scope():
         model = build_model(config)
@@ -73,6 +75,7 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
         dataset,
         epochs=config.train.epochs,
         callbacks=[
+            current_epoch,
             VocEvaluation(
                 lambda model: evaluate_model(model, val_set, config.train.batch_size),
                 config.train.evaluate_every,

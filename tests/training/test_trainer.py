@@ -6,6 +6,7 @@ import pytest
 
 from refinedet_tf.config import load_config
 from refinedet_tf.data.examples import DataError
+from refinedet_tf.data.pipeline import training_pipeline
 from refinedet_tf.data.voc import read_voc
 from refinedet_tf.training.trainer import evaluate_model, train
 from refinedet_tf.weights import WeightFileError, load_model
@@ -35,6 +36,16 @@ def test_a_stopped_run_goes_on_where_it_was(tiny_recipe, shapes_dir, tmp_path, m
         if log.exists() and len(log.read_text().splitlines()) == 2:
             raise Stopped
 
+    epochs = []
+
+    def pipeline(*args, epoch, **kwargs):
+        def ask():
+            epochs.append(epoch())
+            return epochs[-1]
+
+        return training_pipeline(*args, epoch=ask, **kwargs)
+
+    monkeypatch.setattr("refinedet_tf.training.trainer.training_pipeline", pipeline)
     with monkeypatch.context() as patch:
         patch.setattr("refinedet_tf.training.callbacks.VocEvaluation.on_train_batch_begin", stop)
         with pytest.raises(Stopped):
@@ -42,6 +53,7 @@ def test_a_stopped_run_goes_on_where_it_was(tiny_recipe, shapes_dir, tmp_path, m
     steps_before = 2  # one epoch of 8 images in batches of 4
     model = train(config, shapes_dir, tmp_path)
     assert int(model.optimizer.iterations) == 2 * steps_before
+    assert sorted(set(epochs)) == [0, 1] and epochs[-1] == 1  # with the data of its second epoch, not of another first
     assert [row["epoch"] for row in csv.DictReader(log.open())] == ["0", "1"]
     assert [entry["epoch"] for entry in json.loads((tmp_path / "evaluations.json").read_text())] == [1, 2]
     assert (tmp_path / "curves.png").stat().st_size > 0
