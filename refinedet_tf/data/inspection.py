@@ -1,0 +1,188 @@
+"""What a data set holds and what is wrong with it, before a training finds out."""
+
+import hashlib
+import io
+import itertools
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from refinedet_tf.config import Config
+from refinedet_tf.data.examples import Defect, Example, ExampleSet
+from refinedet_tf.ops.anchors import generate_anchors
+from refinedet_tf.ops.boxes import pairwise_iou
+
+COVERAGE_IOU = 0.5
+SIZE_BOUNDS = (16, 32, 64, 128, 256)  # sides of boxes in pixels of the network's input
+EXIF_ORIENTATION = 0x0112
+EXTENSIONS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "GIF": (".gif",), "BMP": (".bmp",)}
+SHOWN_DEFECTS = 3  # of a kind, in the text
+
+
+def inspect_data(sets: Mapping[str, ExampleSet], config: Config) -> dict[str, Any]:
+    """Describes splits of a data set.
+
+    Args:
+        sets: what the reader gave for each split.
+        config: the recipe, for input size, anchors and the number of boxes of an image.
+
+    Returns:
+        Plain values, as JSON takes them: for each of `splits` counts, sizes and anchor coverage; `errors`, what costs
+        data or spoils a result, and `notes`, what one should know, both as `where` and `what`.
+    """
+    errors, notes, digests = [], [], {}
+    for split, example_set in sets.items():
+        errors += example_set.defects
+        errors += _duplicate_boxes(example_set)
+        notes += _too_many_boxes(example_set, config.data.max_boxes)
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            files = list(pool.map(_inspect_file, example_set.examples))
+        notes += [note for _, file_notes in files for note in file_notes]
+        digests[split] = [digest for digest, _ in files]
+    twice, shared = _repeated_images(sets, digests)
+    return {
+        "splits": {split: _describe(example_set, config) for split, example_set in sets.items()},
+        "errors": [asdict(defect) for defect in errors + shared],
+        "notes": [asdict(defect) for defect in notes + twice],
+    }
+
+
+def as_text(report: Mapping[str, Any]) -> str:
+    """The report of `inspect_data` for people."""
+    lines = []
+    for split, values in report["splits"].items():
+        lines += [f"{split}: {values['images']} images ({values['images_without_boxes']} without boxes), "
+                  f"{values['boxes']} boxes ({values['difficult']} difficult, {values['crowd']} crowds)",
+                  "  boxes per class: " + ", ".join(f"{name} {n}" for name, n in values["boxes_per_class"].items()),
+                  "  image sizes: " + ", ".join(f"{n} x {size}" for size, n in values["image_sizes"].items()),
+                  "  boxes per image: " + ", ".join(f"{key} {n:g}" for key, n in values["boxes_per_image"].items()),
+                  f"  boxes that some anchor reaches at IoU {COVERAGE_IOU}, by side at the network's input:"]
+        lines += [f"    {row['pixels']:>8}: {row['reached']} of {row['boxes']} ({row['reached'] / row['boxes']:.1%})"
+                  for row in values["anchor_coverage"] if row["boxes"]]
+    for title in ("errors", "notes"):
+        lines.append(f"{title}: {len(report[title]) or 'none'}")
+        kinds = defaultdict(list)
+        for defect in report[title]:
+            kinds[defect["what"].split(":")[0]].append(defect)
+        for kind, defects in kinds.items():
+            lines.append(f"  {len(defects)} x {kind}")
+            lines += [f"    {defect['where']}{defect['what'][len(kind):]}" for defect in defects[:SHOWN_DEFECTS]]
+            if len(defects) > SHOWN_DEFECTS:
+                lines.append("    ...")
+    return "\n".join(lines)
+
+
+def anchor_coverage(boxes: np.ndarray, input_size: Sequence[int], anchor_sizes: Sequence[float]) -> np.ndarray:
+    """The best IoU of any anchor with each box.
+
+    A box below the matching threshold still gets its best anchor (step 1 of `ops.matching.match`), but that one only.
+
+    Args:
+        boxes: float32 `[n, 4]`, relative.
+        input_size: height and width of the network's input in pixels.
+        anchor_sizes: as in the recipe.
+
+    Returns:
+        float32 `[n]`.
+    """
+    anchors = generate_anchors(input_size, anchor_sizes)
+    batches = np.split(boxes, range(256, len(boxes), 256))
+    return np.concatenate([pairwise_iou(batch, anchors).numpy().max(axis=1) for batch in batches])
+
+
+def _describe(example_set: ExampleSet, config: Config) -> dict[str, Any]:
+    examples = example_set.examples
+    counts = [len(example.classes) for example in examples]
+    classes = np.concatenate([example.classes for example in examples])
+    of_class = np.bincount(classes, minlength=len(example_set.classes))
+    sizes = Counter(f"{example.width} x {example.height}" for example in examples).most_common()
+    shown = dict(sizes[:5])
+    if len(sizes) > 5:
+        shown["other sizes"] = sum(count for _, count in sizes[5:])
+    return {
+        "images": len(examples),
+        "images_without_boxes": counts.count(0),
+        "boxes": sum(counts),
+        "difficult": sum(int(example.difficult.sum()) for example in examples),
+        "crowd": sum(int(example.crowd.sum()) for example in examples),
+        "boxes_per_class": dict(zip(example_set.classes, of_class.tolist(), strict=True)),
+        "image_sizes": shown,
+        "boxes_per_image": {"min": min(counts), "median": float(np.median(counts)),
+                            "mean": round(float(np.mean(counts)), 2), "max": max(counts)},
+        "anchor_coverage": _coverage_by_size(examples, config),
+    }
+
+
+def _coverage_by_size(examples: Sequence[Example], config: Config) -> list[dict[str, Any]]:
+    """For each range of sizes, how many boxes (without crowds) there are and how many are reached."""
+    height, width = config.model.input_size
+    boxes = np.concatenate([example.boxes[~example.crowd] for example in examples])
+    reached = anchor_coverage(boxes, (height, width), config.model.anchor_sizes) >= COVERAGE_IOU
+    sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * width * (boxes[:, 3] - boxes[:, 1]) * height)
+    ranges = np.digitize(sides, SIZE_BOUNDS)
+    between = [f"{low}-{high}" for low, high in itertools.pairwise(SIZE_BOUNDS)]
+    names = [f"< {SIZE_BOUNDS[0]}", *between, f">= {SIZE_BOUNDS[-1]}"]
+    rows = [(name, ranges == index) for index, name in enumerate(names)] + [("all", np.ones(len(boxes), bool))]
+    return [{"pixels": name, "boxes": int(of.sum()), "reached": int((of & reached).sum())} for name, of in rows]
+
+
+def _duplicate_boxes(example_set: ExampleSet) -> Iterable[Defect]:
+    for example in example_set.examples:
+        objects = Counter(zip(example.classes.tolist(), *example.boxes.T.tolist(), strict=True))
+        for (index, *_), count in objects.items():
+            if count > 1:
+                what = f"box given more than once: {example_set.classes[index]} {count} times"
+                yield Defect(f"{example.image_path}, image {example.image_id}", what)
+
+
+def _too_many_boxes(example_set: ExampleSet, max_boxes: int) -> Iterable[Defect]:
+    for example in example_set.examples:
+        count = int((~example.crowd).sum())
+        if count > max_boxes:
+            what = f"more than data.max_boxes = {max_boxes} boxes, training uses the first ones: {count}"
+            yield Defect(f"{example.image_path}, image {example.image_id}", what)
+
+
+def _inspect_file(example: Example) -> tuple[str, list[Defect]]:
+    """A hash of the encoded image and what is unusual about its form."""
+    contents = example.read_image()
+    where = f"{example.image_path}, image {example.image_id}"
+    notes = []
+    try:
+        with Image.open(io.BytesIO(contents)) as image:  # reads the header only
+            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            if orientation != 1:
+                what = f"EXIF orientation, ignored as boxes belong to the stored pixels: {orientation}"
+                notes.append(Defect(where, what))
+            if image.mode not in ("RGB", "P"):
+                notes.append(Defect(where, f"no RGB image, converted: {image.mode}"))
+            extension = os.path.splitext(example.image_path)[1].lower()
+            if example.part == (0, -1) and extension not in EXTENSIONS.get(image.format, (extension,)):
+                notes.append(Defect(where, f"the name says otherwise, but it is: {image.format}"))
+    except UnidentifiedImageError:
+        pass  # TensorFlow has decoded it, and that is what counts
+    return hashlib.sha256(contents).hexdigest(), notes
+
+
+def _repeated_images(sets: Mapping[str, ExampleSet],
+                     digests: Mapping[str, Sequence[str]]) -> tuple[list[Defect], list[Defect]]:
+    """Images with the same content: twice in a split, and in two splits, which makes an evaluation look better."""
+    places = defaultdict(list)
+    for split, example_set in sets.items():
+        for example, digest in zip(example_set.examples, digests[split], strict=True):
+            places[digest].append((split, f"{split}: {example.image_path}, image {example.image_id}"))
+    twice, shared = [], []
+    for found in places.values():
+        (split, where), *others = found
+        if {other for other, _ in others} - {split}:
+            elsewhere = ", ".join(place for other, place in others if other != split)
+            shared.append(Defect(where, f"the same image in two splits: {elsewhere}"))
+        elif others:
+            twice.append(Defect(where, f"the same image again: {', '.join(place for _, place in others)}"))
+    return twice, shared
