@@ -12,6 +12,7 @@ from refinedet_tf.data.examples import DataError
 from refinedet_tf.model import RefineDet
 from refinedet_tf.ops.images import resize
 from refinedet_tf.serving import read_labels
+from refinedet_tf.serving.tflite_model import TFLiteModel
 from refinedet_tf.weights import WeightFileError, load_model
 
 
@@ -31,7 +32,7 @@ class Detections:
 
 
 class Detector:
-    """Detects objects with a Keras model or an exported SavedModel; `Detector.load` opens either.
+    """Detects objects with a Keras model, a SavedModel or a TFLite file; `Detector.load` opens any of them.
 
     Attributes:
         classes: the class names by index.
@@ -44,12 +45,17 @@ class Detector:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "Detector":
-        """Opens a .keras file or a SavedModel folder.
+        """Opens a .keras file, a SavedModel folder or a .tflite file that this project exported.
 
         Raises:
             WeightFileError: there is no such model, or it cannot be opened.
+            ExportError: the .tflite file is no export of this project.
         """
-        return cls._from_saved_model(os.fspath(path)) if os.path.isdir(path) else cls.from_model(load_model(path))
+        if os.path.isdir(path):
+            return cls._from_saved_model(os.fspath(path))
+        if os.fspath(path).endswith(".tflite"):
+            return cls.from_tflite(TFLiteModel(path))
+        return cls.from_model(load_model(path))
 
     @classmethod
     def from_model(cls, model: RefineDet) -> "Detector":
@@ -60,6 +66,15 @@ class Detector:
             return model.detect(resize(images, model.config.input_size))
 
         return cls(run, list(model.config.classes))
+
+    @classmethod
+    def from_tflite(cls, model: TFLiteModel) -> "Detector":
+        """Wraps an open TFLite file, which takes one image at a time."""
+
+        def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
+            return pad_detections([model.detect(image) for image in np.asarray(images)], model.max_detections)
+
+        return cls(run, model.metadata.classes)
 
     @classmethod
     def _from_saved_model(cls, path: str) -> "Detector":
@@ -106,6 +121,24 @@ class Detector:
         """Detections of all images of a data set of batches, uint8 `[b, h, w, 3]`, as `keras.Model.predict` gives."""
         batches = [self._run(batch) for batch in images]
         return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def pad_detections(images: list[dict[str, np.ndarray]], length: int) -> dict[str, tf.Tensor]:
+    """Detections of images, each with its own number of them, as a batch in the form that `RefineDet.detect` gives.
+
+    Args:
+        images: of each image `boxes` `[k, 4]`, `scores` `[k]` and `classes` `[k]`, with k at most `length`.
+        length: of the batch's tensors.
+    """
+    batch = {
+        name: tf.stack([
+            np.pad(image[name], [(0, length - len(image[name]))] + [(0, 0)] * (image[name].ndim - 1),
+                   constant_values=padding)
+            for image in images
+        ])
+        for name, padding in (("boxes", 0), ("scores", 0), ("classes", -1))
+    }  # fmt: skip
+    return {**batch, "num_detections": tf.constant([len(image["scores"]) for image in images])}
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:

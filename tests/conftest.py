@@ -53,6 +53,14 @@ def tiny_model(tiny_config):
 
 
 @pytest.fixture(scope="session")
+def exported(tiny_model, tmp_path_factory):
+    """A SavedModel of it."""
+    path = tmp_path_factory.mktemp("export") / "saved_model"
+    tiny_model.export(path)
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_images():
     """A batch of three images for it."""
     return coarse_noise(np.random.default_rng(7), 3)

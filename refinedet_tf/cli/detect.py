@@ -103,7 +103,7 @@ def describe(path: Path, shape: tuple[int, ...], found: Detections, classes: lis
 
 def run() -> None:
     """Entry point: defines the flags and parses them."""
-    flags.DEFINE_string("model", None, "A .keras file or a SavedModel folder.", required=True)
+    flags.DEFINE_string("model", None, "A .keras file, a SavedModel folder or a .tflite file.", required=True)
     flags.DEFINE_multi_string("input", None, "An image or a folder of images; repeatable.", required=True)
     flags.DEFINE_string("output_dir", None, "Where pictures and detections.json go.", required=True)
     flags.DEFINE_float("score_threshold", 0.5, "Detections with lower scores are left out.", 0.0, 1.0)

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
     """Entry point: defines the flags and parses them."""
-    flags.DEFINE_string("model", None, "A .keras file or a SavedModel folder.", required=True)
+    flags.DEFINE_string("model", None, "A .keras file, a SavedModel folder or a .tflite file.", required=True)
     flags.DEFINE_enum("format", "voc", DATA_FORMATS, "The format of the data set.")
     flags.DEFINE_string("data_dir", None, "The data set.", required=True)
     flags.DEFINE_list("splits", ["val"], "What to evaluate on, separated by commas.")

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from refinedet_tf.ops.detections import decode_predictions, suppress
 from refinedet_tf.ops.images import decode, resize
 from refinedet_tf.serving.frozen import frozen_network
 from refinedet_tf.serving.labels import LABELS, label_table, write_labels
+from refinedet_tf.serving.metadata import SETTINGS
 
 # The names of the TensorFlow Object Detection API, in its order.
 OUTPUT_NAMES = ("detection_boxes", "detection_scores", "detection_classes", "num_detections")
@@ -22,7 +24,7 @@ PREDICTION_NAMES = ("arm_objectness", "arm_offsets", "odm_classes", "odm_offsets
 WEIGHTS = ("variables", "float32", "float16", "bfloat16")
 
 IMAGES = tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")
-SETTINGS = (
+THRESHOLDS = (
     tf.TensorSpec([], tf.float32, name="score_threshold"),
     tf.TensorSpec([], tf.float32, name="iou_threshold"),
     tf.TensorSpec([], tf.int32, name="max_detections"),
@@ -66,6 +68,16 @@ def export_saved_model(model: keras.Model, path: str, weights: str = "variables"
             archive.add_endpoint(name, serve, input_signature=inputs)
         with contextlib.redirect_stdout(io.StringIO()):  # Keras prints every captured variable
             archive.write_out(path)
+    thresholds = {"objectness_threshold": model.config.objectness_threshold, **as_dict(model.config.detection)}
+    write_settings(path, {"weights": weights, **thresholds})
+
+
+def write_settings(path: str, settings: dict) -> None:
+    """Writes what was exported, and with which thresholds, to `assets.extra/detector.json`."""
+    folder = tf.io.gfile.join(path, "assets.extra")
+    tf.io.gfile.makedirs(folder)
+    with tf.io.gfile.GFile(tf.io.gfile.join(folder, SETTINGS), "w") as file:
+        file.write(json.dumps(settings, indent=1))
 
 
 def signatures(
@@ -126,7 +138,7 @@ def signatures(
         "serving_default": (serve_images, [IMAGES]),
         "serving_bytes": (serve_bytes, [IMAGE_BYTES]),
         "serving_raw": (serve_raw, [IMAGES]),
-        "serving_tunable": (serve_tunable, [IMAGES, *SETTINGS]),
+        "serving_tunable": (serve_tunable, [IMAGES, *THRESHOLDS]),
     }
 
 

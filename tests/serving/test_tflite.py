@@ -1,0 +1,209 @@
+"""TFLite files beside the model they were made from."""
+
+import dataclasses
+import io
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.lite.tools import flatbuffer_utils
+
+from refinedet_tf.config import DetectionConfig
+from refinedet_tf.ops.boxes import pairwise_iou
+from refinedet_tf.ops.detections import decode_predictions, suppress
+from refinedet_tf.serving.decoder import decode_detections
+from refinedet_tf.serving.errors import ExportError
+from refinedet_tf.serving.metadata import read_metadata
+from refinedet_tf.serving.tflite import convert_tflite, prepare_image
+from refinedet_tf.serving.tflite_model import TFLiteModel
+from tests.conftest import coarse_noise
+
+SIZE = (64, 128)
+# Quantisation, postprocessing, input.
+FLOAT = ("none", "op", "float32")
+INT8 = ("int8", "op", "uint8")
+FLOAT16 = ("float16", "none", "uint8")
+DYNAMIC = ("dynamic", "none", "float32")
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """Of two sizes, uint8."""
+    rng = np.random.default_rng(5)
+    return [rng.integers(0, 256, (8, 8, 3)).repeat(9, 0).repeat(11, 1).astype(np.uint8),
+            coarse_noise(rng, 1)[0].astype(np.uint8)]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model):
+    """The tiny model with a cut before suppression that its 510 anchors exceed, and most of what passes it kept."""
+    config = tiny_model.config
+    detection = DetectionConfig(pre_suppression_top_k=200, iou_threshold=0.8)
+    tiny_model.config = dataclasses.replace(config, detection=detection)
+    yield tiny_model
+    tiny_model.config = config
+
+
+@pytest.fixture(scope="module")
+def files(model, tmp_path_factory):
+    """Converts on demand, each kind once."""
+    folder, known = tmp_path_factory.mktemp("tflite"), {}
+
+    def file(quantize, postprocess, input_type):
+        name = f"{quantize}_{postprocess}_{input_type}.tflite"
+        if name not in known:
+            known[name] = folder / name
+            images = coarse_noise(np.random.default_rng(8), 16) if quantize == "int8" else ()
+            known[name].write_bytes(convert_tflite(model, quantize, postprocess, input_type, images))
+        return known[name]
+
+    return file
+
+
+def live_detections(model, image):
+    found = {name: value[0].numpy() for name, value in model.detect(image[np.newaxis].astype(np.float32)).items()}
+    count = found.pop("num_detections")
+    return {name: value[:count] for name, value in found.items()}
+
+
+def assert_same(found, live, tolerance=1e-5):
+    """The same detections; those whose scores are equal but for rounding may be in any order."""
+    assert len(found["scores"]) == len(live["scores"]) > 20
+    np.testing.assert_allclose(found["scores"], live["scores"], atol=tolerance)
+    near = np.abs(found["scores"][:, np.newaxis] - live["scores"]) < tolerance
+    near &= found["classes"][:, np.newaxis] == live["classes"]
+    near &= np.abs(found["boxes"][:, np.newaxis] - live["boxes"]).max(axis=-1) < 10 * tolerance
+    assert near.any(axis=0).all() and near.any(axis=1).all()
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+def test_a_float_file_detects_what_the_model_detects(model, files, photos, num_threads):
+    # On two threads TFLite's operation loses a class, were it not for the unused ones.
+    served = TFLiteModel(files(*FLOAT), num_threads=num_threads)
+    for photo in photos:
+        assert_same(served.detect(photo), live_detections(model, prepare_image(photo, SIZE, tf.float32)))
+    assert served.metadata.classes == ["circle", "square", "star"]
+
+
+def test_more_than_a_hundred_detections_of_a_class_are_found(files, photos):
+    # 100 is TFLite's default, which the converter cannot change.
+    assert np.bincount(TFLiteModel(files(*FLOAT)).detect(photos[1])["classes"]).max() > 100
+
+
+@pytest.mark.parametrize("kind", [FLOAT, INT8])
+def test_both_runtimes_give_the_same(files, photos, kind):
+    litert = pytest.importorskip("ai_edge_litert.interpreter")
+    runtimes = (tf.lite.Interpreter, litert.Interpreter)
+    here, there = (TFLiteModel(files(*kind), runtime).detect(photos[0]) for runtime in runtimes)
+    assert_same(here, there)
+
+
+@pytest.mark.parametrize("kind", [FLOAT, INT8])
+def test_there_is_no_operation_that_a_runtime_lacks(files, kind):
+    model = flatbuffer_utils.read_model(str(files(*kind)))
+    assert {code.customCode for code in model.operatorCodes if code.customCode} == {b"TFLite_Detection_PostProcess"}
+
+
+def test_int8_files_have_an_int8_network_and_a_float_decode(files):
+    model = flatbuffer_utils.read_model(str(files(*INT8)))
+    graph = model.subgraphs[0]
+    kinds = [flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) for operator in graph.operators]
+    types = [
+        {flatbuffer_utils.type_to_name(graph.tensors[index].type) for index in operator.outputs}
+        for operator in graph.operators
+    ]
+    network = {"CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "ADD"}
+    assert network <= set(kinds)
+    for kind, type_ in zip(kinds, types, strict=True):
+        if kind in network - {"ADD"}:
+            assert type_ == {"INT8"}
+        elif kind in ("STRIDED_SLICE", "EXP", "SOFTMAX", "LOGISTIC", "SELECT_V2", "GATHER", "CONCATENATION"):
+            assert type_ <= {"FLOAT32", "BOOL"}, kind
+    # One into the network, and none behind the heads.
+    assert kinds.count("QUANTIZE") == 1
+
+
+def test_int8_detections_are_near_the_models(model, files, photos):
+    served = TFLiteModel(files(*INT8))
+    for photo in photos:
+        found = served.detect(photo)
+        live = live_detections(model, served.prepare(photo)[0])
+        best = live["boxes"][:100]
+        overlap = pairwise_iou(best, found["boxes"]).numpy()
+        overlap *= live["classes"][:100, np.newaxis] == found["classes"]
+        assert overlap.max(axis=1).mean() > 0.8  # forty random layers; trained ones agree better
+
+
+@pytest.mark.parametrize("kind, share, tolerance", [(FLOAT16, 0.51, 0.02), (DYNAMIC, 0.4, 1.5)])
+def test_smaller_weights_make_smaller_files(model, files, photos, kind, share, tolerance):
+    weights = sum(np.prod(variable.shape) for variable in model.weights) * 4
+    assert files(*kind).stat().st_size < share * weights + 130_000  # the graph's structure does not shrink
+    served = TFLiteModel(files(*kind))
+    inputs = served.prepare(photos[0])
+    outputs = served.run(inputs)
+    for name, value in model(inputs.astype(np.float32)).items():
+        np.testing.assert_allclose(outputs[name], value, atol=tolerance)
+    raw = {name: np.asarray(value) for name, value in outputs.items()}
+    assert_same(served.detect(photos[0]), decode_detections(raw, model.anchors.numpy(), served.metadata.settings))
+
+
+def test_metadata_are_readable_with_standard_tools(model, files):
+    with zipfile.ZipFile(files(*FLOAT16)) as archive:
+        assert archive.read("labels.txt").decode().split() == ["circle", "square", "star"]
+        settings = json.loads(archive.read("detector.json"))
+        anchors = np.load(io.BytesIO(archive.read("anchors.npy")))
+    assert settings["input"] == {"name": "images", "type": "uint8", "height": 64, "width": 128, "channels": "RGB",
+                                 "range": [0, 255], "normalization": {"mean": 0, "std": 1},
+                                 "resize": settings["input"]["resize"]}  # fmt: skip
+    assert (settings["quantize"], settings["postprocess"]) == ("float16", "none")
+    assert (settings["score_threshold"], settings["objectness_threshold"]) == (0.01, 0.01)
+    np.testing.assert_array_equal(anchors, model.anchors)
+    assert read_metadata(files(*FLOAT)).anchors is None
+
+
+def test_the_signature_names_inputs_and_outputs(files):
+    for kind, names in (
+        (FLOAT, ["detection_boxes", "detection_classes", "detection_scores", "num_detections"]),
+        (FLOAT16, ["arm_objectness", "arm_offsets", "odm_classes", "odm_offsets"]),
+    ):
+        signatures = tf.lite.Interpreter(str(files(*kind))).get_signature_list()
+        assert signatures == {"serving_default": {"inputs": ["images"], "outputs": names}}
+
+
+def test_int8_asks_for_images(tiny_model):
+    with pytest.raises(ExportError, match="calibrate"):
+        convert_tflite(tiny_model, "int8")
+
+
+def test_files_without_metadata_are_named(tmp_path):
+    (tmp_path / "other.tflite").write_bytes(b"TFL3 and more")
+    with pytest.raises(ExportError, match=r"other\.tflite"):
+        TFLiteModel(tmp_path / "other.tflite")
+
+
+def random_predictions(rng, n, classes):
+    """Offsets small, scores with every anchor's own value; anchors anywhere."""
+    centers, sides = rng.uniform(0, 1, (n, 2)), rng.uniform(0.05, 0.5, (n, 2))
+    anchors = np.concatenate([centers - sides / 2, centers + sides / 2], axis=1).astype(np.float32)
+    shapes = {"arm_objectness": 2, "arm_offsets": 4, "odm_classes": 1 + classes, "odm_offsets": 4}
+    scale = {"arm_objectness": 4, "arm_offsets": 1, "odm_classes": 2, "odm_offsets": 1}
+    raw = {name: rng.normal(0, scale[name], (n, width)).astype(np.float32) for name, width in shapes.items()}
+    return raw, anchors
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("top_k, max_detections, score_threshold", [(0, 500, 0.01), (20, 15, 0.1), (30, 500, 0.999)])
+def test_the_numpy_decoder_does_what_the_graph_does(seed, top_k, max_detections, score_threshold):
+    raw, anchors = random_predictions(np.random.default_rng(seed), n=200, classes=4)
+    settings = {"score_threshold": score_threshold, "iou_threshold": 0.45, "pre_suppression_top_k": top_k,
+                "max_detections": max_detections}  # fmt: skip
+    found = decode_detections(raw, anchors, {**settings, "objectness_threshold": 0.2})
+    batch = {name: value[np.newaxis] for name, value in raw.items()}
+    expected = suppress(*decode_predictions(batch, anchors, 0.2), **settings)
+    count = int(expected["num_detections"][0])
+    assert len(found["scores"]) == count
+    np.testing.assert_array_equal(found["classes"], expected["classes"][0, :count])
+    np.testing.assert_allclose(found["scores"], expected["scores"][0, :count], atol=1e-6)
+    np.testing.assert_allclose(found["boxes"], expected["boxes"][0, :count], atol=1e-5)
