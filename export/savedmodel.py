@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 from absl import app, flags
+from verify import check, define_data_flags, labelled_examples
 
 from refinedet_tf.cli import exit_on_error
 from refinedet_tf.serving import WEIGHTS, export_saved_model, write_warmup_requests
@@ -24,6 +25,7 @@ def main(argv: list[str]) -> None:
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
         raise FileExistsError(f"{output_dir} exists and is not empty; choose another --output_dir.")
     model = load_model(FLAGS.model)
+    examples = labelled_examples(model)
     unfinished = output_dir.with_name(f"~{output_dir.name}")
     shutil.rmtree(unfinished, ignore_errors=True)
     export_saved_model(model, str(unfinished), FLAGS.weights)
@@ -33,6 +35,8 @@ def main(argv: list[str]) -> None:
         output_dir.rmdir()
     os.replace(unfinished, output_dir)
     print(f"Exported {FLAGS.model} with {len(model.config.classes)} classes to {output_dir}")
+    if FLAGS.verify:
+        check(model, [str(output_dir)], examples)
 
 
 if __name__ == "__main__":
@@ -42,4 +46,6 @@ if __name__ == "__main__":
         "weights", "variables", WEIGHTS, "Variables, or constants of a type: float16 halves the size, not the time."
     )
     flags.DEFINE_multi_integer("warmup_batch_sizes", [], "Write TensorFlow Serving's warm-up requests; repeatable.")
+    flags.DEFINE_bool("verify", True, "Compare it with the model: on labelled images, or without on drawn ones.")
+    define_data_flags()
     app.run(main)

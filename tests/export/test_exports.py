@@ -1,0 +1,73 @@
+"""The entry points of `export/`, and the example for devices, in processes of their own."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from refinedet_tf.detector import Detector, read_image
+from tests.conftest import PROJECT
+
+# Runs a script where TensorFlow cannot be imported.
+WITHOUT_TENSORFLOW = """
+import runpy, sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("tensorflow", "refinedet_tf", "keras"):
+            raise ImportError(f"{name} is not for devices")
+
+sys.meta_path.insert(0, Blocker())
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run(*arguments):
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=PROJECT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def exported_file(finished_run, shapes_dir, tmp_path_factory):
+    """int8 with raw predictions: calibration from the data set, the decoder beside the file."""
+    path = tmp_path_factory.mktemp("tflite") / "model.tflite"
+    result = run("export/tflite.py", f"--model={finished_run / 'model.keras'}", f"--output={path}", "--quantize=int8",
+                 "--postprocess=none", f"--data_dir={shapes_dir}", "--noverify")  # fmt: skip
+    assert result.returncode == 0, result.stderr[-2000:]
+    return path
+
+
+def test_the_example_for_devices_detects_without_tensorflow(exported_file, shapes_dir):
+    pytest.importorskip("ai_edge_litert")
+    photo = next((shapes_dir / "JPEGImages").glob("*.jpg"))
+    result = run("-c", WITHOUT_TENSORFLOW, "export/edge/detect.py", f"--model={exported_file}", photo,
+                 "--score_threshold=0.02")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    expected = Detector.load(exported_file).detect(read_image(photo), 0.02)
+    assert len(found) == len(expected.scores) > 5
+    np.testing.assert_allclose([entry["score"] for entry in found], expected.scores, atol=1e-3)
+    np.testing.assert_allclose(sorted(entry["box"] for entry in found),
+                               sorted((expected.boxes * 128).tolist()), atol=0.5)  # fmt: skip
+
+
+def test_verify_says_what_is_beyond_the_tolerance(finished_run, shapes_dir, exported, exported_file, tmp_path):
+    # A SavedModel of another model with the same classes' number would go unnoticed if only its form were looked at.
+    result = run("export/verify.py", f"--model={finished_run / 'model.keras'}", f"--artifact={exported}",
+                 f"--data_dir={shapes_dir}", "--splits=val", f"--json={tmp_path / 'verify.json'}")  # fmt: skip
+    assert result.returncode == 1
+    assert "Not what the model detects" in result.stderr and "beyond the tolerance" in result.stdout
+    rows = json.loads((tmp_path / "verify.json").read_text())
+    assert {row["form"].split()[-1] for row in rows} == {
+        "serving_default", "serving_bytes", "serving_raw", "serving_tunable"
+    }  # fmt: skip
+    assert not any(row["passed"] for row in rows)
+
+
+def test_an_export_never_overwrites_a_file(finished_run, exported_file):
+    before = exported_file.read_bytes()
+    result = run("export/tflite.py", f"--model={finished_run / 'model.keras'}", f"--output={exported_file}")
+    assert result.returncode == 1 and "exists" in result.stderr
+    assert exported_file.read_bytes() == before
