@@ -127,8 +127,9 @@ def _convert(model: RefineDet, layers: Blobs, family: str, file_name: Callable[[
         if not layer.weights:
             continue
         names = caffe_layers(layer.name, model.config.backbone.name)
-        if names != (layer.name,):
-            weights.file_names[layer.name] = ", ".join(map(file_name, names))
+        in_file = ", ".join(map(file_name, names))
+        if in_file != layer.name:
+            weights.file_names[layer.name] = in_file
         if not all(name in layers for name in names):
             continue
         for variable, (array, transform) in _variables(layer, [layers[name] for name in names]).items():

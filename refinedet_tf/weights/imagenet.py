@@ -56,19 +56,21 @@ def imagenet_weights(model: RefineDet, path: str | os.PathLike = IMAGENET) -> We
     title, needs_top = _NETWORKS[backbone.name]
     network = _build(model, path, title, needs_top)
     family = f"ImageNet weights of keras.applications.{title}"
+    is_original = backbone.name in ("vgg16", "resnet101")  # our layers carry the names of the Caffe files
+    rename = from_keras_applications if is_original else str
     arrays = {
-        f"{from_keras_applications(layer_of(name))}/{name.rsplit('/', 1)[1]}": variable.numpy()
+        f"{rename(layer_of(name))}/{name.rsplit('/', 1)[1]}": variable.numpy()
         for name, variable in named_variables(network).items()
     }
     weights = Weights(
         family,
         arrays,
         origins={
-            layer.name: [name for name in arrays if layer_of(name) == from_keras_applications(layer.name)]
+            layer.name: [name for name in arrays if layer_of(name) == rename(layer.name)]
             for layer in network.layers
             if layer.weights
         },
-        preprocessing="caffe" if backbone.name in ("vgg16", "resnet101") else "tf",
+        preprocessing="caffe" if is_original else "tf",
     )
     if backbone.name == "vgg16":
         _reduce(weights)

@@ -1,6 +1,5 @@
 """Weights that Keras wrote: .keras models, HDF5 files of weights or models, .npz archives of variables."""
 
-import dataclasses
 import os
 import zipfile
 
@@ -8,15 +7,13 @@ import h5py
 import numpy as np
 from tensorflow import keras
 
-from refinedet_tf.layers import ANCHORS_PER_CELL
 from refinedet_tf.model import RefineDet
-from refinedet_tf.weights.assign import Weights, by_name, is_detector_layer, named_variables, plain_name
+from refinedet_tf.weights.assign import Weights, by_name, is_detector_layer, layer_of, named_variables, plain_name
 from refinedet_tf.weights.errors import WeightFileError
 from refinedet_tf.weights.imagenet import imagenet_weights
 
-MAX_ARCHIVE_BYTES = 2**32  # what an archive may unpack to; the largest RefineDet takes 330 MB
+MAX_BYTES = 2**32  # that a file may unpack to; the largest RefineDet takes 330 MB
 
-_CLASS_HEADS = ("odm3_classes", "odm3_classes_pointwise")
 _NATIVE_INPUTS = {"vgg16": "caffe", "resnet101": "caffe", "keras_cv": "KerasCV's own"}
 
 
@@ -29,7 +26,7 @@ def npz_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
-        if size > MAX_ARCHIVE_BYTES:
+        if size > MAX_BYTES:
             raise WeightFileError(f"{os.fspath(path)} would unpack to {size} bytes.")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {plain_name(name): archive[name] for name in archive.files}
@@ -47,33 +44,67 @@ def keras_weights(path: str | os.PathLike) -> Weights:
     Raises:
         WeightFileError: the file is no RefineDet that this version can read.
     """
-    return _of_model(load_model(path), "RefineDet saved by Keras")
+    model = load_model(path)
+    arrays = {name: variable.numpy() for name, variable in named_variables(model).items()}
+    classes = list(model.config.classes)
+    return by_name("RefineDet saved by Keras", arrays, preprocessing=input_mode(model), classes=classes)
 
 
 def h5_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
     """Reads an HDF5 file: `save_weights` or `save` of a RefineDet, or weights of a network of keras.applications.
 
-    HDF5 files know their layers by order or by class, so Keras reads them into a second model of the same recipe.
-
     Raises:
-        WeightFileError: the file is unreadable or of another recipe or network.
+        WeightFileError: the file is unreadable or of another network, or its layers have no names.
     """
     try:
-        class_count = _class_count(path)
+        with h5py.File(path, "r") as file:
+            layers = _read_layers(file)
     except Exception as error:  # whatever h5py raises over bytes from a stranger
-        raise WeightFileError(f"{os.fspath(path)} is no readable HDF5 file: {error}") from error
-    if class_count is None:
+        raise WeightFileError(f"{os.fspath(path)} is no readable HDF5 file of Keras: {error}") from error
+    if not any(map(is_detector_layer, layers)):
         return imagenet_weights(model, path)
-    known = class_count == len(model.config.classes)
-    classes = model.config.classes if known else [str(index) for index in range(1, class_count + 1)]
-    try:
-        twin = RefineDet(dataclasses.replace(model.config, classes=list(classes)))
-        twin.load_weights(path)
-    except Exception as error:  # whatever h5py and Keras raise over bytes from a stranger
-        raise WeightFileError(
-            f"{os.fspath(path)} holds no weights of this recipe (a .keras file would tell what differs): {error}"
-        ) from error
-    return dataclasses.replace(_of_model(twin, "RefineDet's weights saved by Keras"), classes=None)
+    variables = {}
+    for name in named_variables(model):
+        variables.setdefault(layer_of(name), []).append(name)
+    arrays, origins = {}, {}
+    for layer, values in layers.items():
+        names = variables.get(layer, [])
+        # The files do not say which of the parts of a layer made of layers is which: those are missing, then.
+        fits = len(names) == len(values) and not any(":" in name for name in names)
+        origins[layer] = names if fits else []
+        arrays.update(zip(names, values, strict=True) if fits else ())
+    return Weights("RefineDet's weights saved by Keras", arrays, origins)
+
+
+def _read_layers(file: h5py.File) -> dict[str, list[np.ndarray]]:
+    """The arrays of each layer that has any, in Keras's order, by the layer's name.
+
+    Raises:
+        ValueError: the file has another structure, or refers to other files.
+        Exception: whatever a damaged file leads to.
+    """
+    root = file.get("model_weights", file)
+    datasets = {}
+    if "layer_names" in root.attrs:  # .h5
+        for name in root.attrs["layer_names"]:
+            datasets[_text(name)] = [root[name][weight] for weight in root[name].attrs["weight_names"]]
+    elif "layers" in root:  # .weights.h5
+        for group in root["layers"].values():
+            if "vars" in group and "name" in group["vars"].attrs:
+                values = group["vars"]
+                datasets[_text(values.attrs["name"])] = [values[str(index)] for index in range(len(values))]
+    if not datasets:
+        raise ValueError("it names no layers; Keras 2 does not write names into .weights.h5 files, save a .keras file")
+    every = [dataset for values in datasets.values() for dataset in values]
+    if any(one.external or one.is_virtual or one.file != file for one in every):
+        raise ValueError("it refers to other files")
+    if sum(one.nbytes for one in every) > MAX_BYTES:
+        raise ValueError("it claims to hold more than 4 GB")
+    return {name: [one[()] for one in values] for name, values in datasets.items() if values}
+
+
+def _text(name: str | bytes) -> str:
+    return name.decode() if isinstance(name, bytes) else name
 
 
 def load_model(path: str | os.PathLike) -> RefineDet:
@@ -100,26 +131,3 @@ def input_mode(model: RefineDet) -> str:
         return _NATIVE_INPUTS["keras_cv"]
     modes = [layer.mode for layer in model.layers if layer.name == "preprocessing"]
     return modes[0] if modes else "none"
-
-
-def _of_model(model: RefineDet, family: str) -> Weights:
-    arrays = {name: variable.numpy() for name, variable in named_variables(model).items()}
-    return by_name(family, arrays, preprocessing=input_mode(model), classes=list(model.config.classes))
-
-
-def _class_count(path: str | os.PathLike) -> int | None:
-    """The number of classes of a RefineDet in an HDF5 file; None for other networks.
-
-    Keras 3 writes a layer's name beside its variables; the older format has a group of that name.
-    """
-    counts = []
-
-    def visit(_: str, item: h5py.Group | h5py.Dataset) -> None:
-        if isinstance(item, h5py.Dataset) and item.ndim == 1:
-            layer = item.parent.attrs.get("name", item.parent.name.rsplit("/", 1)[-1])
-            if layer in _CLASS_HEADS:
-                counts.append(item.size // ANCHORS_PER_CELL - 1)
-
-    with h5py.File(path, "r") as file:
-        file.visititems(visit)
-    return counts[0] if counts else None

@@ -1,10 +1,11 @@
-"""RefineDet's four outputs in plain NumPy, straight from the tables of the Caffe networks.
+"""RefineDet's four outputs in plain functions, straight from the tables of the Caffe networks.
 
-Nothing here is shared with the library: arrays are `[channels, rows, columns]`, weights are Caffe's, by its names, in
-its layout, and a convolution is a sum over the places of its kernel.
+Nothing here is shared with the library: arrays are `[channels, rows, columns]`, weights are Caffe's, by its names and
+in its layout.
 """
 
 import numpy as np
+import tensorflow as tf
 
 MEAN_BGR = (104, 117, 123)
 
@@ -20,18 +21,15 @@ def to_rgb(image):
 
 
 def conv(x, blobs, stride=1, pad=0, dilation=1):
-    weights = blobs[0]
-    channels, _, height, width = weights.shape
-    x = np.pad(x, ((0, 0), (pad, pad), (pad, pad)))
-    rows = (x.shape[1] - (height - 1) * dilation - 1) // stride + 1
-    columns = (x.shape[2] - (width - 1) * dilation - 1) // stride + 1
-    result = np.zeros((channels, rows * columns), np.float32)
-    for i in range(height):
-        for j in range(width):
-            top, left = i * dilation, j * dilation
-            part = x[:, top : top + (rows - 1) * stride + 1 : stride, left : left + (columns - 1) * stride + 1 : stride]
-            result += weights[:, :, i, j] @ part.reshape(len(part), -1)
-    result = result.reshape(channels, rows, columns)
+    """TensorFlow's convolution, because NumPy's take minutes; `test_reference_graph` checks it against plain loops."""
+    result = tf.nn.conv2d(
+        x.transpose(1, 2, 0)[None],
+        blobs[0].transpose(2, 3, 1, 0),
+        stride,
+        [[0, 0], [pad, pad], [pad, pad], [0, 0]],
+        dilations=dilation,
+    )
+    result = result[0].numpy().transpose(2, 0, 1)
     return result + blobs[1][:, None, None] if len(blobs) > 1 else result
 
 

@@ -1,4 +1,6 @@
-"""ResNet-101 from Caffe files against the network in plain NumPy."""
+"""ResNet-101 from Caffe files against the network in plain functions."""
+
+import re
 
 import numpy as np
 import pytest
@@ -40,11 +42,8 @@ def caffe_file(net, tmp_path_factory):
 
 
 def trunk_of(net):
-    return {
-        name: blobs
-        for name, blobs in net.items()
-        if name[:4] not in ("res6", "bn6_") and not name.startswith("scale6") and "inter" not in name and name[:2] not in ("TL", "P3", "P4", "P5", "P6")
-    }
+    trunk = re.compile(r"(conv1|(bn_|scale_)conv1|(res|bn|scale)[2-5]\w+_branch\w+)")
+    return {name: blobs for name, blobs in net.items() if trunk.fullmatch(name) and "inter" not in name}
 
 
 def test_the_network_of_the_test_has_the_published_layers(net):
@@ -89,8 +88,9 @@ def test_the_classification_network_fills_the_trunk_and_nothing_else(model, net,
 
 def test_other_depths_and_other_backbones_are_refused(model, net, tmp_path):
     trunk = trunk_of(net)
-    for extra, message in (("res4b23_branch2a", "neither a VGG-16 nor a ResNet-101"), (None, "backbone.name=resnet101")):
-        write_caffemodel(tmp_path / "net", {**trunk, **({extra: trunk["res4b22_branch2a"]} if extra else {})})
-        target = model if extra else RefineDet(ModelConfig(classes=["a"], input_size=[64, 64]))
-        with pytest.raises(WeightFileError, match=message):
-            load_weights(target, tmp_path / "net")
+    write_caffemodel(tmp_path / "101", trunk)
+    with pytest.raises(WeightFileError, match=r"set model\.backbone\.name=resnet101"):
+        load_weights(RefineDet(ModelConfig(classes=["a"], input_size=[64, 64])), tmp_path / "101")
+    write_caffemodel(tmp_path / "152", {**trunk, "res4b23_branch2a": trunk["res4b22_branch2a"]})
+    with pytest.raises(WeightFileError, match="neither a VGG-16 nor a ResNet-101"):
+        load_weights(model, tmp_path / "152")

@@ -1,19 +1,24 @@
-"""Random weights as Caffe and PyTorch files, through the importers, against the network in plain NumPy."""
+"""Random weights as Caffe and PyTorch files, through the importers, against the network in plain functions."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from refinedet_tf.config import ModelConfig
+from refinedet_tf.config import BackboneConfig, ModelConfig
 from refinedet_tf.model import RefineDet
-from refinedet_tf.weights import load_model, load_weights
+from refinedet_tf.weights import WeightFileError, load_model, load_weights
 from refinedet_tf.weights.assign import named_variables
+from refinedet_tf.weights.convert import as_convolution, subsample_fc6, subsample_fc7
 from tests.weights.caffe_writer import write_caffemodel
 from tests.weights.pytorch_writer import write_checkpoint
 from tests.weights.random_nets import VGG16_TRUNK, as_state_dict, random_vgg16
-from tests.weights.reference_graph import refinedet, to_bgr, to_rgb
+from tests.weights.reference_graph import conv, refinedet, to_bgr, to_rgb
 
 CLASSES = 21
+VOC = [
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+]  # fmt: skip
 OUTPUTS = ("arm_objectness", "arm_offsets", "odm_classes", "odm_offsets")
 
 
@@ -86,34 +91,24 @@ def test_every_layer_of_the_caffe_file_is_used_and_every_variable_loaded(model, 
     assert caffe_report.transform_counts() == {"transposed": kernels, "copied": kernels + scales}
 
 
-def test_a_saved_model_and_its_export_give_what_the_model_gives(model, caffe_report, expected, tmp_path):
+def test_a_saved_model_and_its_export_give_the_same_outputs(model, caffe_report, expected, tmp_path):
     model.save(tmp_path / "model.keras")
     copy = load_model(tmp_path / "model.keras")
-    image = draw_image(320)
-    assert_same_outputs(copy(image[None]), expected)
-
+    image = draw_image(320)[None]
+    assert_same_outputs(copy(image), expected)
     copy.export(tmp_path / "exported")
-    served = tf.saved_model.load(tmp_path / "exported").signatures["serving_default"]
-    outputs = served(images=tf.constant(image[None].astype(np.uint8)))
-    detections = model.detect(image[None])
-    assert detections["num_detections"][0] > 100
-    # Corners are (ymin, xmin, ymax, xmax) and clipped there.
-    boxes = np.clip(detections["boxes"], 0, 1)[..., [1, 0, 3, 2]]
-    np.testing.assert_allclose(outputs["detection_boxes"], boxes, atol=1e-4)
-    np.testing.assert_allclose(outputs["detection_scores"], detections["scores"], atol=1e-4)
-    np.testing.assert_array_equal(outputs["detection_classes"], detections["classes"])
+    raw = tf.saved_model.load(tmp_path / "exported").signatures["serving_raw"]
+    assert_same_outputs(raw(images=tf.constant(image.astype(np.uint8))), expected)
 
 
-@pytest.mark.parametrize("legacy", [False, True])
-def test_pytorch_weights_give_the_outputs_of_the_network_on_rgb(model, net, legacy, tmp_path):
-    write_checkpoint(tmp_path / "weights", as_state_dict(net), legacy=legacy)
+def test_pytorch_weights_give_the_outputs_of_the_network_on_rgb(model, net, tmp_path):
+    write_checkpoint(tmp_path / "weights", as_state_dict(net))
     report = load_weights(model, tmp_path / "weights")
     assert report.family == "RefineDet on VGG-16 (PyTorch, luuuyi)"
     assert len(report.loaded) == len(model.variables) and not report.unused
     assert report.transforms["conv1_1/kernel"] == "transposed, input channels reversed"
-    if not legacy:
-        image = draw_image(320)
-        assert_same_outputs(model(image[None]), refinedet(to_rgb(image), net, CLASSES))
+    image = draw_image(320)
+    assert_same_outputs(model(image[None]), refinedet(to_rgb(image), net, CLASSES))
 
 
 def test_the_reduced_vgg16_fills_the_trunk_and_nothing_else(net, tmp_path):
@@ -141,3 +136,121 @@ def test_the_reduced_vgg16_fills_the_trunk_and_nothing_else(net, tmp_path):
         for name in report.kept:
             np.testing.assert_array_equal(after[name], before[name])
     assert any("BGR is assumed" in note for note in report.notes)
+
+
+def test_every_class_map_row_goes_where_the_published_table_says(net, tmp_path):
+    random = np.random.default_rng(3)
+    coco = {
+        name: [random.normal(size=(3 * 81, *blobs[0].shape[1:])), random.normal(size=3 * 81)]
+        for name, blobs in net.items()
+        if name.startswith("P") and name.endswith("_mbox_conf")
+    }
+    write_caffemodel(tmp_path / "coco", {**net, **coco})
+    # VOC's label -> COCO's.
+    table = [0, 5, 2, 15, 9, 40, 6, 3, 16, 57, 20, 61, 17, 18, 4, 1, 59, 19, 58, 7, 63]
+    model = RefineDet(ModelConfig(classes=VOC, input_size=[64, 64]))
+    before = {name: variable.numpy() for name, variable in named_variables(model).items()}
+
+    report = load_weights(model, tmp_path / "coco")
+    assert report.kept == [f"odm{k}_classes/{kind}" for k in (3, 4, 5, 6) for kind in ("kernel", "bias")]
+    assert report.unused == list(coco)
+    assert "left out: the file has 80 classes, the model 20" in report.summary()
+    after = named_variables(model)
+    for name in report.kept:
+        np.testing.assert_array_equal(after[name], before[name])
+    np.testing.assert_array_equal(after["odm3_offsets/bias"], net["P3_mbox_loc"][1])
+
+    report = load_weights(model, tmp_path / "coco", class_map="coco_to_voc")
+    assert not report.kept and not report.unused
+    assert report.classes[:2] == ["background <- 0", "aeroplane <- 5"] and len(report.classes) == 21
+    assert report.transform_counts()["transposed, rows mapped by class"] == 4
+    assert sum(report.transform_counts().values()) == len(model.variables)
+    for level in (3, 4, 5, 6):
+        kernel, bias = (after[f"odm{level}_classes/{kind}"].numpy() for kind in ("kernel", "bias"))
+        weights, shift = coco[f"P{level}_mbox_conf"]
+        for anchor in range(3):
+            for voc, label in enumerate(table):
+                row = weights[anchor * 81 + label].transpose(1, 2, 0)
+                np.testing.assert_allclose(kernel[..., anchor * 21 + voc], row, rtol=1e-6)
+                assert bias[anchor * 21 + voc] == np.float32(shift[anchor * 81 + label])
+
+
+def without(net, *names):
+    return {name: blobs for name, blobs in net.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda net: without(net, "P4_mbox_loc", "TL5_2"), r"in the file: TL5_2, odm4_offsets \(P4_mbox_loc\)$"),
+        (lambda net: without(net, "conv3_2", "TL5_2"), r"missing in the file: conv3_2, TL5_2$"),
+        (
+            lambda net: {**net, "TL4_1": [net["TL5_1"][0], net["TL4_1"][1]]},
+            r"TL4_1/kernel: \(3, 3, 1024, 256\) in the file, \(3, 3, 512, 256\) in the model",
+        ),
+        (lambda net: {**net, "fc7": net["fc7"][:1]}, "'fc7' has 1 arrays in the file, not 2: weights and bias"),
+        (lambda net: {"ip": net["fc7"]}, "neither a VGG-16 nor a ResNet-101; its layers are ip"),
+        (lambda net: {name: net[name] for name in ("conv1_1", "conv1_2")}, "missing in the file: conv2_1, conv2_2"),
+        (
+            lambda net: {**without(net, "P3"), "norm": net["conv1_1"]},
+            r"missing in the file: P3\n  in the file, but not in the model: norm$",
+        ),
+    ],
+)
+def test_files_that_do_not_fit_are_described_and_change_nothing(model, net, change, message, tmp_path):
+    before = {name: variable.numpy().copy() for name, variable in named_variables(model).items()}
+    write_caffemodel(tmp_path / "file", change(net))
+    with pytest.raises(WeightFileError, match=message):
+        load_weights(model, tmp_path / "file")
+    for name, variable in named_variables(model).items():
+        np.testing.assert_array_equal(variable, before[name], err_msg=name)
+
+
+def test_pytorch_files_of_other_networks_are_refused(model, net, tmp_path):
+    write_checkpoint(tmp_path / "torchvision", {"features.0.weight": net["conv1_1"][0]})
+    with pytest.raises(WeightFileError, match="neither a RefineDet of luuuyi"):
+        load_weights(model, tmp_path / "torchvision")
+    # The SSD that the port was made from has the same names as far as it goes.
+    write_checkpoint(tmp_path / "ssd", as_state_dict(net, {"vgg.0": "conv1_1", "extras.0": "conv6_1"}))
+    with pytest.raises(WeightFileError, match=r"missing in the file: conv1_2 \(vgg\.2\), .*TL6_1 \(tcb0\.9\)"):
+        load_weights(model, tmp_path / "ssd")
+
+
+def test_another_input_form_is_refused_with_the_remedy(net, caffe_file):
+    config = ModelConfig(classes=VOC, input_size=[64, 64], backbone=BackboneConfig(preprocessing="tf"))
+    with pytest.raises(WeightFileError, match=r"model\.backbone\.preprocessing=caffe"):
+        load_weights(RefineDet(config), caffe_file)
+
+
+def test_fully_connected_layers_are_subsampled_as_the_table_says():
+    fc6 = np.arange(8 * 5 * 7 * 7, dtype=np.float32).reshape(8, 5, 7, 7)  # Caffe's (out, in, h, w)
+    small = subsample_fc6(fc6.transpose(2, 3, 1, 0))
+    assert small.shape == (3, 3, 5, 2)
+    for row, column, i, o in np.ndindex(small.shape):
+        assert small[row, column, i, o] == fc6[4 * o, i, 3 * row, 3 * column]
+    fc7 = np.arange(64.0).reshape(8, 8, 1, 1)
+    small = subsample_fc7(fc7.transpose(2, 3, 1, 0))
+    assert small.shape == (1, 1, 2, 2)
+    for i, o in np.ndindex(2, 2):
+        assert small[0, 0, i, o] == fc7[4 * o, 4 * i, 0, 0]
+
+
+def test_where_the_small_kernel_sees_all_there_is_it_computes_what_the_full_one_does():
+    random = np.random.default_rng(4)
+    fc6 = random.normal(size=(8, 5, 7, 7)).astype(np.float32)
+    x = np.zeros((5, 7, 7), np.float32)
+    x[:, ::3, ::3] = random.normal(size=(5, 3, 3))
+    small = subsample_fc6(fc6.transpose(2, 3, 1, 0)).transpose(3, 2, 0, 1)
+    full = (fc6 * x).sum(axis=(1, 2, 3))
+    np.testing.assert_allclose(conv(x, [small], pad=0, dilation=3)[:, 0, 0], full[::4], rtol=1e-4)
+
+
+def test_an_unreduced_vgg16_is_recognised_by_its_shapes():
+    for shape in ((4096, 25088), (1, 1, 4096, 25088), (4096, 512, 7, 7)):
+        kernel = as_convolution(np.lib.stride_tricks.as_strided(np.zeros(1, np.int8), shape, (0,) * len(shape)))
+        assert kernel.shape == (7, 7, 512, 4096)
+    assert as_convolution(np.zeros((1, 1, 4096, 4096), np.int8)).shape == (1, 1, 4096, 4096)
+    assert as_convolution(np.zeros((1024, 512, 3, 3), np.int8)) is None
+    values = np.broadcast_to(np.arange(25088, dtype=np.int16), (4096, 25088))
+    kernel = as_convolution(values)
+    assert [kernel[2, 3, 100, 7], kernel[6, 0, 511, 0]] == [100 * 49 + 2 * 7 + 3, 511 * 49 + 6 * 7]

@@ -1,19 +1,28 @@
+import json
 import zipfile
 
+import h5py
 import numpy as np
 import pytest
 
 from refinedet_tf.config import BackboneConfig, ModelConfig
 from refinedet_tf.model import RefineDet
 from refinedet_tf.weights import WeightFileError, load_weights
-from refinedet_tf.weights.assign import assign, named_variables
+from refinedet_tf.weights.assign import assign, by_name, is_detector_layer, named_variables
 from tests.conftest import PROJECT
 
 IMAGENET = PROJECT.parent / "shared" / "weights" / "mobilenet_v1_0.25_224_imagenet.npz"
+CLASS_VARIABLES = [f"odm{k}_classes_pointwise/{kind}" for k in (3, 4, 5, 6) for kind in ("kernel", "bias")]
+FORMS = ("model.keras", "model.weights.h5", "model.h5", "model.npz")
 
 
 def values(model):
     return {name: variable.numpy().copy() for name, variable in named_variables(model).items()}
+
+
+def assert_unchanged(model, before):
+    for name, value in values(model).items():
+        np.testing.assert_array_equal(value, before[name], err_msg=name)
 
 
 @pytest.fixture
@@ -21,16 +30,114 @@ def other_model(tiny_config):
     return RefineDet(tiny_config)
 
 
+@pytest.fixture(scope="module")
+def saved(tiny_model, tmp_path_factory):
+    """The tiny model in every form that Keras saves."""
+    folder = tmp_path_factory.mktemp("saved")
+    for name in ("model.keras", "model.h5"):
+        tiny_model.save(folder / name)
+    tiny_model.save_weights(folder / "model.weights.h5")
+    np.savez(folder / "model.npz", **values(tiny_model))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def renamed_model(tiny_config):
+    """Of the classes circle, square, star it knows two, and two others."""
+    return RefineDet(ModelConfig(**{**vars(tiny_config), "classes": ["star", "moon", "circle", "sun"]}))
+
+
 def test_every_variable_has_a_name_of_its_own(tiny_model):
     assert len(named_variables(tiny_model)) == len(tiny_model.variables)
 
 
-def test_a_saved_model_hands_on_all_its_weights(tiny_model, other_model, tiny_images, tmp_path):
-    tiny_model.save(tmp_path / "model.keras")
-    report = load_weights(other_model, tmp_path / "model.keras")
-    assert len(report.loaded) == len(tiny_model.variables) and not report.kept and not report.unused
-    for name, output in tiny_model(tiny_images).items():
-        np.testing.assert_array_equal(output, other_model(tiny_images)[name])
+def test_variables_of_layers_made_of_layers_are_told_apart():
+    backbone = BackboneConfig("keras_cv", preset_or_class="EfficientNetV2Backbone", arguments={
+        "stackwise_kernel_sizes": [3] * 6, "stackwise_num_repeats": [1] * 6, "stackwise_input_filters": [8] * 6,
+        "stackwise_output_filters": [8] * 6, "stackwise_expansion_ratios": [2] * 6,
+        "stackwise_squeeze_and_excite_ratios": [0.0, 0.0, 0.0, 0.25, 0.25, 0.25],
+        "stackwise_strides": [1, 2, 2, 2, 1, 2],
+        "stackwise_conv_types": ["fused"] * 3 + ["unfused"] * 3,
+        "width_coefficient": 1.0, "depth_coefficient": 1.0,
+    })  # fmt: skip
+    model = RefineDet(ModelConfig(classes=["a"], input_size=[64, 64], backbone=backbone, width=8))
+    assert len(named_variables(model)) == len(model.weights)
+    assert any(":" in name for name in named_variables(model))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_saved_model_hands_on_all_its_weights(form, saved, tiny_model, other_model, tmp_path):
+    assert load_weights(other_model, saved / form).transform_counts() == {"copied": len(tiny_model.variables)}
+    assert_unchanged(other_model, values(tiny_model))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_class_heads_of_other_classes_are_left_out_or_mapped_by_name(form, saved, tiny_model, renamed_model):
+    source = values(tiny_model)
+    for variable in renamed_model.variables:
+        variable.assign(np.full(variable.shape, 7, np.float32))
+    report = load_weights(renamed_model, saved / form)
+    loaded = values(renamed_model)
+    if form == "model.keras":
+        assert not report.kept
+        assert report.classes == [
+            "background <- 0",
+            "star <- 3 (star)",
+            "moon: not in the file, unchanged",
+            "circle <- 1 (circle)",
+            "sun: not in the file, unchanged",
+        ]
+        for name in CLASS_VARIABLES:
+            for anchor in range(3):
+                rows = loaded[name][..., 5 * anchor : 5 * anchor + 5]
+                old = source[name][..., 4 * anchor : 4 * anchor + 4]
+                np.testing.assert_array_equal(rows[..., [0, 1, 3]], old[..., [0, 3, 1]])
+                assert (rows[..., [2, 4]] == 7).all()
+    else:
+        assert report.kept == CLASS_VARIABLES
+        assert "the file has 3 classes, the model 4" in report.classes[0]
+        assert all((loaded[name] == 7).all() for name in CLASS_VARIABLES)
+    assert sorted(report.loaded + report.kept) == sorted(loaded)
+    for name in set(report.loaded) - set(CLASS_VARIABLES):
+        np.testing.assert_array_equal(loaded[name], source[name])
+
+
+def test_a_class_map_file_says_what_becomes_what(saved, tiny_model, renamed_model, tmp_path):
+    (tmp_path / "map.json").write_text(json.dumps({"moon": 2, "star": 2, "planet": 1}))
+    for form in ("model.npz", "model.keras"):
+        report = load_weights(renamed_model, saved / form, tmp_path / "map.json")
+        assert [line.split(" (")[0] for line in report.classes] == [
+            "background <- 0", "star <- 2", "moon <- 2", "circle: not in the file, unchanged",
+            "sun: not in the file, unchanged",
+        ]  # fmt: skip
+        bias, source = values(renamed_model)[CLASS_VARIABLES[1]], values(tiny_model)[CLASS_VARIABLES[1]]
+        for anchor in range(3):
+            np.testing.assert_array_equal(bias[5 * anchor + 1 : 5 * anchor + 3], source[[4 * anchor + 2] * 2])
+
+
+@pytest.mark.parametrize(
+    "class_map, message",
+    [
+        ({"star": 4}, "has 3 classes; the class map asks for star: 4"),
+        ({"planet": 1}, "names none of the model's classes star, moon"),
+        ({"star": 0}, "'star': 0 is not a class name and an index from 1"),
+        ({"star": True}, "'star': True"),
+        ({"star": "circle"}, "'star': 'circle'"),
+        ({}, "must map class names to indices"),
+        ("nowhere.yaml", "no class map '.*nowhere.yaml'; shipped with the library: coco_to_voc"),
+        ("list.yaml", "must map class names"),
+        ("broken.yaml", "no readable class map"),
+    ],
+)
+def test_unusable_class_maps_are_refused(class_map, message, saved, renamed_model, tmp_path):
+    (tmp_path / "list.yaml").write_text("[star, moon]")
+    (tmp_path / "broken.yaml").write_text("{star: [")
+    before = values(renamed_model)
+    if isinstance(class_map, str):
+        class_map = tmp_path / class_map
+    with pytest.raises(WeightFileError, match=message):
+        load_weights(renamed_model, saved / "model.npz", class_map)
+    assert_unchanged(renamed_model, before)
 
 
 @pytest.mark.skipif(not IMAGENET.exists(), reason="the ImageNet weights are not on this machine")
@@ -40,44 +147,75 @@ def test_imagenet_weights_fill_the_backbone_and_nothing_else(other_model):
     after, archive = values(other_model), np.load(IMAGENET)
     np.testing.assert_array_equal(after["conv_dw_3/kernel"], archive["conv_dw_3/depthwise_kernel"])
     assert len(report.loaded) == 27 * 5  # convolutions with four batch normalisation variables each
-    assert report.unused == ["conv_preds/bias", "conv_preds/kernel"]
+    assert report.unused == ["conv_preds"] and len(report.used) == 27 * 2
+    assert all(map(is_detector_layer, report.kept))
     for name in report.kept:
         np.testing.assert_array_equal(after[name], before[name])
     assert f"{len(report.loaded)} of {len(before)}" in report.summary()
+    with pytest.raises(WeightFileError, match="has no class heads"):
+        load_weights(other_model, IMAGENET, "coco_to_voc")
 
 
-def test_other_shapes_are_listed_and_nothing_is_changed(other_model):
+def test_weights_for_another_input_form_are_refused(saved, tiny_config, tmp_path):
+    backbone = BackboneConfig("mobilenet_v1", 0.25, preprocessing="torch")
+    model = RefineDet(ModelConfig(**{**vars(tiny_config), "backbone": backbone}))
+    before = values(model)
+    trunk = {name: value for name, value in before.items() if not is_detector_layer(name)}
+    np.savez(tmp_path / "trunk.npz", **trunk)
+    for path in (saved / "model.keras", tmp_path / "trunk.npz"):
+        with pytest.raises(WeightFileError, match=r"input form tf, the model's is torch; set model\.backbone\.prep"):
+            load_weights(model, path)
+    assert_unchanged(model, before)
+
+
+def test_everything_that_does_not_fit_is_listed_and_nothing_is_changed(other_model):
     before = values(other_model)
-    arrays = {name: value + 1 for name, value in before.items()}
+    arrays = {name: value + 1 for name, value in before.items() if not name.startswith("TL4_2")}
     arrays["conv_pw_2/kernel"] = np.zeros((1, 1, 5, 7), np.float32)
-    with pytest.raises(WeightFileError, match=r"conv_pw_2/kernel: \(1, 1, 5, 7\) in the file"):
-        assign(other_model, arrays, "test")
-    for name, value in values(other_model).items():
-        np.testing.assert_array_equal(value, before[name])
+    arrays["conv_pw_3/kernel"] = np.full(before["conv_pw_3/kernel"].shape, "text")
+    arrays["surplus/kernel"] = np.zeros(3)
+    with pytest.raises(WeightFileError) as error:
+        assign(other_model, by_name("a test", arrays), "file.npz")
+    lines = str(error.value).splitlines()
+    assert lines[1].startswith("  missing in the file: TL4_2_depthwise, TL4_2_depthwise_bn, TL4_2_pointwise")
+    assert "conv_pw_2/kernel: (1, 1, 5, 7) in the file, (1, 1, 16, 32) in the model" in lines[3]
+    assert "conv_pw_3/kernel: (1, 1, 32, 32) of type <U4 in the file" in lines[4]
+    assert lines[5] == "  in the file, but not in the model: surplus"
+    assert_unchanged(other_model, before)
 
 
 def test_a_file_of_another_network_is_refused(other_model):
     with pytest.raises(WeightFileError, match="no variable of this model"):
-        assign(other_model, {"layer4.0.conv1/weight": np.zeros(3)}, "test")
+        assign(other_model, by_name("a test", {"layer4.0.conv1/weight": np.zeros(3)}), "test")
 
 
-def test_a_model_of_another_width_is_refused(tiny_config, tiny_model, tmp_path):
-    wide = RefineDet(
-        ModelConfig(
-            classes=tiny_config.classes, input_size=[64, 64], backbone=BackboneConfig("mobilenet_v1", 0.5),
-            width=16, separable=True, batch_norm=True,
-        )
-    )
-    tiny_model.save(tmp_path / "model.keras")
+@pytest.mark.parametrize("form", FORMS)
+def test_a_model_of_another_width_is_refused(form, saved, tiny_config):
+    wide = RefineDet(ModelConfig(**{**vars(tiny_config), "width": 24}))
+    before = values(wide)
     with pytest.raises(WeightFileError, match="does not fit"):
-        load_weights(wide, tmp_path / "model.keras")
+        load_weights(wide, saved / form)
+    assert_unchanged(wide, before)
 
 
-def test_hostile_and_broken_files_are_refused(other_model, tmp_path):
+def test_hostile_and_broken_files_are_refused(other_model, saved, tmp_path):
     np.savez(tmp_path / "pickled.npz", **{"conv1/kernel": np.array([{"a": 1}], dtype=object)})
     with zipfile.ZipFile(tmp_path / "fake.keras", "w") as archive:
         archive.writestr("config.json", "{}")
+    with zipfile.ZipFile(tmp_path / "huge.npz", "w") as archive:  # a header that claims 4 TB
+        header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}\n"
+        archive.writestr("conv1/kernel.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     (tmp_path / "text.npz").write_text("no archive")
-    for name in ("pickled.npz", "fake.keras", "text.npz", "missing.npz"):
+    (tmp_path / "empty.h5").write_bytes(b"")
+    with h5py.File(tmp_path / "other.h5", "w") as file:
+        file["numbers"] = np.zeros(3)
+    for form in FORMS:
+        whole = (saved / form).read_bytes()
+        (tmp_path / f"half.{form}").write_bytes(whole[: len(whole) // 2])
+    before = values(other_model)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 10
+    for name in [*names, "missing.npz"]:
         with pytest.raises(WeightFileError, match=name):
             load_weights(other_model, tmp_path / name)
+    assert_unchanged(other_model, before)

@@ -279,10 +279,10 @@ def test_a_missing_storage_is_refused(path):
 def test_many_large_views_of_one_storage_are_refused_before_they_are_copied(path):
     storage = Storage(np.zeros(1_000_000, "f4"))
     write_checkpoint(path, {f"x{i}": Tensor(storage, 0, (1_000_000,), (1,)) for i in range(1000)})
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(WeightFileError, match="4000000000 bytes"):
         read_state_dict(path)
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_a_zip_bomb_is_refused(path):
@@ -333,7 +333,7 @@ CONVERTED_OFTEN += b"e\x85q\x02" + b"Rh\x00h\x02" * 100_000 + b"R."
     ],
 )
 def test_a_hostile_pickle_is_refused_at_once(path, code, message):
-    started = time.monotonic()
+    started = time.process_time()
     for content in (b"\x80\x02" + code, code):
         write_zip(path, content)
         with pytest.raises(WeightFileError, match=message):
@@ -341,7 +341,7 @@ def test_a_hostile_pickle_is_refused_at_once(path, code, message):
         path.write_bytes(LEGACY_START + b"}." + content)
         with pytest.raises(WeightFileError):
             read_state_dict(path)
-    assert time.monotonic() - started < 20
+    assert time.process_time() - started < 20
 
 
 @pytest.mark.parametrize(
