@@ -126,8 +126,21 @@ class ModelConfig:
 
 
 @dataclass
+class KerasCvLayerConfig:
+    """A preprocessing layer of KerasCV.
+
+    Attributes:
+        name: a class of keras_cv.layers, such as Mosaic, MixUp, RandAugment or JitteredResize.
+        arguments: of its constructor; box format, value range, target size and seed are filled in.
+    """
+
+    name: str = MISSING
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class AugmentationConfig:
-    """The steps of the paper's training augmentation, each of which can be left out.
+    """The steps of the paper's training augmentation, each of which can be left out, and further ones.
 
     Attributes:
         photometric: random brightness, contrast, saturation and hue.
@@ -135,6 +148,7 @@ class AugmentationConfig:
         random_crop: the IoU-constrained crop of SSD.
         flip: horizontal mirror with probability 1/2.
         random_interpolation: resize with one of several methods at random instead of bilinear.
+        keras_cv: layers of KerasCV, applied to each batch after these steps.
     """
 
     photometric: bool = True
@@ -142,6 +156,7 @@ class AugmentationConfig:
     random_crop: bool = True
     flip: bool = True
     random_interpolation: bool = True
+    keras_cv: list[KerasCvLayerConfig] = field(default_factory=list)
 
 
 @dataclass

@@ -10,6 +10,7 @@ from refinedet_tf.config import (
     ConfigError,
     DataConfig,
     DetectionConfig,
+    KerasCvLayerConfig,
     ModelConfig,
     TrainConfig,
     as_dict,
@@ -45,7 +46,14 @@ CHANGED = Config(
         negative_ratio=2.0,
         detection=DetectionConfig(0.05, 0.5, 400, 200),
     ),
-    data=DataConfig("coco", ["a", "b"], ["c"], 7, True, AugmentationConfig(False, 2.0, False, False, False)),
+    data=DataConfig(
+        "coco",
+        ["a", "b"],
+        ["c"],
+        7,
+        True,
+        AugmentationConfig(False, 2.0, False, False, False, [KerasCvLayerConfig("Mosaic", {"offset": [0.4, 0.6]})]),
+    ),
     train=TrainConfig(
         epochs=3,
         batch_size=5,

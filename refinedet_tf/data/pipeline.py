@@ -9,6 +9,7 @@ import tensorflow as tf
 from refinedet_tf.config import AugmentationConfig
 from refinedet_tf.data.augmentation import augment
 from refinedet_tf.data.examples import DataError, Example, read_part
+from refinedet_tf.data.keras_cv_layers import build_layers
 from refinedet_tf.ops import images as image_ops
 
 
@@ -27,7 +28,8 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
         examples: at least `batch_size` of them for each worker.
         input_size: height and width of the images in pixels.
         batch_size: images of a batch.
-        augmentation: what is done to images and boxes.
+        augmentation: what is done to images and boxes. Layers of KerasCV among it are random in their own way, which
+            cannot be taken up again.
         max_boxes: the first so many boxes of an example are used; `count_dropped_boxes` counts the others.
         seed: of order and augmentation.
         cache: keep the decoded images in memory.
@@ -46,6 +48,7 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
         Its length is known. Crowds are left out.
 
     Raises:
+        ConfigError: a layer of KerasCV is unusable.
         DataError: there are fewer examples than `batch_size` for each worker.
     """
     index, workers = shard
@@ -82,9 +85,13 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
     dataset = tf.data.Dataset.from_generator(lambda: [number_of_epoch()], output_signature=tf.TensorSpec([], tf.int64))
     dataset = dataset.flat_map(one_epoch).apply(tf.data.experimental.assert_cardinality(count))
     dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
+    if augmentation.keras_cv:
+        layers = build_layers(augmentation.keras_cv, input_size, seed)
+        dataset = dataset.map(layers, num_parallel_calls=tf.data.AUTOTUNE)
     options = tf.data.Options()
     options.deterministic = deterministic
-    return dataset.batch(batch_size, drop_remainder=drop_remainder).prefetch(tf.data.AUTOTUNE).with_options(options)
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
 
 
 def evaluation_pipeline(examples: Sequence[Example], input_size: Sequence[int],
