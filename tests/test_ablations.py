@@ -1,0 +1,107 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow import keras
+
+from refinedet_tf.losses import RefineDetLoss
+from refinedet_tf.model import build_model
+from refinedet_tf.ops.boxes import decode
+
+# The rows of the paper's table that change the graph; both are without the negative anchor filter too, which is a mere
+# threshold.
+NO_TWO_STEPS = {"objectness_threshold": 0.0, "two_step_regression": False}
+ROWS = {"no two steps": NO_TWO_STEPS, "no transfer connection": {**NO_TWO_STEPS, "transfer_connection": False}}
+
+TARGETS = {
+    "boxes": np.float32([[[0.1, 0.1, 0.6, 0.9]], [[0.3, 0.2, 0.5, 0.8]], [[0.0, 0.0, 0.25, 0.5]]]),
+    "classes": np.int32([[0], [1], [2]]),
+}
+
+
+@pytest.fixture(scope="module", params=ROWS)
+def model(request, tiny_config):
+    keras.utils.set_random_seed(0)
+    return build_model(dataclasses.replace(tiny_config, **ROWS[request.param]))
+
+
+def names(model):
+    return {layer.name for layer in model.layers}
+
+
+def test_raw_predictions_keep_their_form_with_arm_offsets_of_zero(model, tiny_model, tiny_images):
+    predictions, full = model(tiny_images), tiny_model(tiny_images)
+    assert {k: (v.shape, v.dtype) for k, v in predictions.items()} == {k: (v.shape, v.dtype) for k, v in full.items()}
+    assert np.any(full["arm_offsets"]) and not np.any(predictions["arm_offsets"])
+    np.testing.assert_array_equal(model.anchors, tiny_model.anchors)
+
+
+def test_only_the_layers_of_what_is_left_out_are_missing(model, tiny_model):
+    missing = {name for name in names(tiny_model) if name.startswith("arm") and "_offsets_" in name}
+    if not model.config.transfer_connection:
+        missing |= {name for name in names(tiny_model) if name.startswith(("TL", "P", "Elt"))}
+    assert names(tiny_model) - names(model) == missing
+    # The zeros stand where the heads stood.
+    assert names(model) - names(tiny_model) == {f"arm{level}_offsets" for level in (3, 4, 5, 6)}
+    assert not [v for level in (3, 4, 5, 6) for v in model.get_layer(f"arm{level}_offsets").weights]
+
+
+def test_heads_sit_on_the_maps_of_the_backbone_without_transfer_connection(model):
+    sources = {3: "conv_pw_5_relu", 4: "conv_pw_11_relu", 5: "conv_pw_13_relu", 6: "extra_2_relu"}
+    for level, source in sources.items():
+        expected = f"P{level}_relu" if model.config.transfer_connection else source
+        for kind in ("classes", "offsets"):
+            head = model.get_layer(f"odm{level}_{kind}_depthwise")
+            assert head.input is model.get_layer(expected).output
+
+
+def test_detections_start_from_the_plain_anchors(model, tiny_images):
+    detections = model.detect(tiny_images)
+    boxes = np.asarray(decode(model(tiny_images)["odm_offsets"], model.anchors))
+    for image, count in enumerate(detections["num_detections"]):
+        assert count > 0
+        for box in detections["boxes"][image, :count].numpy():
+            assert np.abs(boxes[image] - box).max(axis=1).min() < 1e-5
+
+
+def test_losses_are_those_of_the_plain_anchors_without_the_arms_box_loss(model, tiny_images):
+    losses = model.compute_losses(tiny_images, TARGETS, training=False)
+    full = RefineDetLoss(objectness_threshold=0.0)(TARGETS, model(tiny_images), model.anchors)
+    for name in ("arm_objectness_loss", "odm_class_loss", "odm_box_loss"):
+        np.testing.assert_allclose(losses[name], full[name], rtol=1e-5, err_msg=name)
+    assert losses["arm_box_loss"] == 0 and full["arm_box_loss"] > 0
+    # Both modules match the same anchors at the same IoU.
+    assert losses["odm_positives"] == losses["arm_positives"] > 0
+
+
+def test_training_lowers_the_loss_and_saving_keeps_the_ablation(model, tiny_images, tmp_path):
+    model.compile(keras.optimizers.Adam(3e-3), run_eagerly=True)
+    losses = []
+    for _ in range(4):
+        model.reset_metrics()
+        losses.append(model.train_on_batch(tiny_images, TARGETS, return_dict=True)["loss"])
+    assert losses[-1] < 0.9 * losses[0]
+
+    model.save(tmp_path / "model.keras")
+    again = keras.models.load_model(tmp_path / "model.keras", compile=False)
+    assert again.config == model.config
+    expected = model(tiny_images)
+    for name, value in again(tiny_images).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_exported_model_gives_the_detections_of_the_live_one(tiny_config, tiny_images, tmp_path):
+    model = build_model(dataclasses.replace(tiny_config, **ROWS["no transfer connection"]))
+    model.export(tmp_path / "saved_model")
+    served = tf.saved_model.load(tmp_path / "saved_model").signatures["serving_default"]
+    pixels = tf.cast(tiny_images[:1], tf.uint8)
+    (name,) = served.structured_input_signature[1]
+    outputs = served(**{name: pixels})
+    expected = model.detect(tf.cast(pixels, tf.float32))
+    np.testing.assert_allclose(outputs["detection_scores"], expected["scores"], atol=1e-5)
+    count = int(expected["num_detections"][0])
+    assert count > 0
+    # Exported boxes have rows first and are clipped to the image.
+    boxes = tf.clip_by_value(tf.gather(expected["boxes"], [1, 0, 3, 2], axis=-1), 0, 1)
+    np.testing.assert_allclose(outputs["detection_boxes"][:, :count], boxes[:, :count], atol=1e-4)
