@@ -29,7 +29,7 @@ UPSAMPLING = ("deconvolution", "resize")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("multistep", "cosine")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
-DATA_FORMATS = ("voc", "coco", "tfrecord")
+DATA_FORMATS = ("voc", "coco", "tfrecord", "tfds")
 
 
 class ConfigError(ValueError):
@@ -166,9 +166,10 @@ class DataConfig:
     Attributes:
         format: one of `DATA_FORMATS`. `voc`: a folder with Annotations, ImageSets/Main and JPEGImages, or VOCdevkit
             with several of them; `coco`: annotations/instances_SPLIT.json and the images in SPLIT/; `tfrecord`: files
-            such as SPLIT.tfrecord-00000-of-00008 with the feature names of the TensorFlow Object Detection API.
+            such as SPLIT.tfrecord-00000-of-00008 with the feature names of the TensorFlow Object Detection API;
+            `tfds`: the data folder of tensorflow_datasets.
         train_splits: what to train on. `voc`: names of lists in ImageSets/Main, below VOCdevkit VOC2007/trainval and
-            the like; `coco`: train2017 and the like.
+            the like; `coco`: train2017 and the like; `tfds`: voc/2007/train and the like.
         val_splits: what to evaluate on.
         max_boxes: objects of one image that a training batch holds; further ones are dropped and counted.
         cache: keep decoded training images in memory.

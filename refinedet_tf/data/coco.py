@@ -11,14 +11,14 @@ import tensorflow as tf
 
 from refinedet_tf.data.examples import DataError, Defect, ExampleSet
 from refinedet_tf.data.reading import (
+    AnnotatedObject,
     Reading,
+    add_example,
     check_listed,
     collect,
     image_size,
-    make_example,
     number,
     read_all,
-    relative_box,
 )
 
 
@@ -109,21 +109,12 @@ def _read(file: _File, image: dict[str, Any]) -> Reading:
         what = f"wrong size, the image's own was used: {stated[0]:g} x {stated[1]:g}, is {width} x {height}"
         defects.append(Defect(f"{file.path}, image {image['id']}", what))
 
-    boxes, crowd = [], []
+    objects = []
     for annotation in file.annotations[image["id"]]:
-        name = file.names[annotation["category_id"]]
-        reading.all_names.append(name)
-        corners = _corners(annotation.get("bbox"))
-        box, what = relative_box(corners, height, width)
-        if what:
-            shown = ", ".join(f"{corner:g}" for corner in corners)
-            where = f"{file.path}, annotation {annotation.get('id')} of {path.name}: {name} ({shown})"
-            defects.append(Defect(where, what))
-        if box is not None:
-            boxes.append(box)
-            reading.names.append(name)
-            crowd.append(annotation.get("iscrowd") == 1)
-    reading.example = make_example(str(image["id"]), str(path), size, boxes, [False] * len(boxes), crowd)
+        where = f"{file.path}, annotation {annotation.get('id')} of {path.name}"
+        objects.append(AnnotatedObject(where, file.names[annotation["category_id"]], _corners(annotation.get("bbox")),
+                                       crowd=annotation.get("iscrowd") == 1))
+    add_example(reading, str(image["id"]), str(path), size, objects)
     return reading
 
 

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 from refinedet_tf.data.coco import read_coco
 from refinedet_tf.data.examples import ExampleSet
+from refinedet_tf.data.tfds import read_tfds
 from refinedet_tf.data.tfrecords import read_tfrecords
 from refinedet_tf.data.voc import read_voc
 
-READERS = {"voc": read_voc, "coco": read_coco, "tfrecord": read_tfrecords}
+READERS = {"voc": read_voc, "coco": read_coco, "tfrecord": read_tfrecords, "tfds": read_tfds}
 
 
 def read_data(data_format: str, data_dir: str | os.PathLike, splits: Sequence[str],

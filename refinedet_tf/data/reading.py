@@ -40,6 +40,17 @@ class Reading:
     defects: list[Defect] = field(default_factory=list)
 
 
+@dataclass
+class AnnotatedObject:
+    """An object as it is annotated; `where` says in which place, `corners` are (xmin, ymin, xmax, ymax)."""
+
+    where: str
+    name: str
+    corners: Sequence[float]
+    difficult: bool = False
+    crowd: bool = False
+
+
 def read_all(items: Sequence[Any], read: Callable[[Any], Any], description: str, unit: str = "image") -> list[Any]:
     """Reads in as many threads as there are cores, with a progress bar if it takes more than two seconds."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -106,12 +117,35 @@ def relative_box(corners: Sequence[float], height: float, width: float,
     return box, None
 
 
-def make_example(image_id: str, image_path: str, size: tuple[int, int], boxes: list[list[float]],
-                 difficult: list[bool], crowd: list[bool], part: tuple[int, int] = (0, -1)) -> Example:
-    """An example of plain lists, its classes still to come; `size` is height and width."""
-    return Example(image_id, image_path, *size, boxes=np.array(boxes, np.float32).reshape(-1, 4),
-                   classes=np.zeros(len(boxes), np.int32), difficult=np.array(difficult, bool),
-                   crowd=np.array(crowd, bool), part=part)
+def add_example(reading: Reading, image_id: str, image_path: str, size: tuple[int, int],
+                objects: Iterable[AnnotatedObject], part: tuple[int, int] = (0, -1), relative: bool = False) -> None:
+    """Gives a reading its example, with the usable ones of the objects, and the defects of the others.
+
+    Args:
+        reading: what is completed.
+        image_id: name of the image.
+        image_path: its file.
+        size: height and width in pixels.
+        objects: as they are annotated.
+        part: where in the file the image is.
+        relative: corners are in 0..1 instead of pixels.
+    """
+    height, width, tolerance = (1, 1, 1 / min(size)) if relative else (*size, 1)
+    boxes, difficult, crowd = [], [], []
+    for item in objects:
+        reading.all_names.append(item.name)
+        box, what = relative_box(item.corners, height, width, tolerance)
+        if what:
+            shown = ", ".join(f"{corner:g}" for corner in item.corners)
+            reading.defects.append(Defect(f"{item.where}: {item.name} ({shown})", what))
+        if box is not None:
+            boxes.append(box)
+            reading.names.append(item.name)
+            difficult.append(item.difficult)
+            crowd.append(item.crowd)
+    reading.example = Example(image_id, image_path, *size, boxes=np.array(boxes, np.float32).reshape(-1, 4),
+                              classes=np.zeros(len(boxes), np.int32), difficult=np.array(difficult, bool),
+                              crowd=np.array(crowd, bool), part=part)
 
 
 def collect(readings: Sequence[Reading], classes: Sequence[str] | None, defects: Iterable[Defect],

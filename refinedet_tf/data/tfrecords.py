@@ -17,14 +17,14 @@ from tqdm import tqdm
 
 from refinedet_tf.data.examples import DataError, Defect, Example, ExampleSet
 from refinedet_tf.data.reading import (
+    AnnotatedObject,
     Reading,
+    add_example,
     check_listed,
     collect,
     image_size,
-    make_example,
     number,
     read_all,
-    relative_box,
 )
 
 LABEL_MAP = "label_map.pbtxt"
@@ -186,20 +186,9 @@ def _read(path: str, start: int, record: bytes, labels: dict[int, str]) -> Readi
     if len({len(names), *map(len, sides), *map(len, flags)}) > 1:
         defects.append(Defect(where, "objects with missing values, image skipped"))
         return reading
-    boxes, kept_flags = [], []
-    for name, *corners, difficult, crowd in zip(names, *sides, *flags, strict=True):
-        reading.all_names.append(name)
-        box, what = relative_box(corners, 1, 1, tolerance=1 / min(size))
-        if what:
-            shown = ", ".join(f"{corner:g}" for corner in corners)
-            defects.append(Defect(f"{where}: {name} ({shown})", what))
-        if box is not None:
-            boxes.append(box)
-            reading.names.append(name)
-            kept_flags.append((difficult == 1, crowd == 1))
-    difficult, crowd = ([flag[index] for flag in kept_flags] for index in range(2))
-    part = locate(encoded[0], record, start)
-    reading.example = make_example(image_id, path, size, boxes, difficult, crowd, part)
+    objects = [AnnotatedObject(where, name, corners, difficult == 1, crowd == 1)
+               for name, *corners, difficult, crowd in zip(names, *sides, *flags, strict=True)]
+    add_example(reading, image_id, path, size, objects, locate(encoded[0], record, start), relative=True)
     return reading
 
 

@@ -8,15 +8,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from refinedet_tf.data.examples import DataError, Defect, ExampleSet
-from refinedet_tf.data.reading import (
-    Reading,
-    collect,
-    image_size,
-    make_example,
-    number,
-    read_all,
-    relative_box,
-)
+from refinedet_tf.data.reading import AnnotatedObject, Reading, add_example, collect, image_size, number, read_all
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
@@ -97,20 +89,12 @@ def _read(root: Path, image_id: str) -> Reading:
         what = f"wrong <size>, the image's own was used: {stated[0]:g} x {stated[1]:g}, is {width} x {height}"
         defects.append(Defect(str(xml_path), what))
 
-    boxes, difficult = [], []
+    objects = []
     for count, item in enumerate(annotation.findall("object"), start=1):
-        name = item.findtext("name", "").strip()
-        reading.all_names.append(name)
         corners = [number(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
-        box, what = relative_box(corners, height, width)
-        if what:
-            shown = ", ".join(f"{corner:g}" for corner in corners)
-            defects.append(Defect(f"{xml_path}, object {count}: {name} ({shown})", what))
-        if box is not None:
-            boxes.append(box)
-            reading.names.append(name)
-            difficult.append(number(item.findtext("difficult")) == 1)
-    reading.example = make_example(image_id, str(image_path), size, boxes, difficult, crowd=[False] * len(boxes))
+        objects.append(AnnotatedObject(f"{xml_path}, object {count}", item.findtext("name", "").strip(), corners,
+                                       difficult=number(item.findtext("difficult")) == 1))
+    add_example(reading, image_id, str(image_path), size, objects)
     return reading
 
 

@@ -8,10 +8,9 @@ import tensorflow as tf
 from PIL import Image
 
 from refinedet_tf.config import AugmentationConfig, Config, DataConfig, ModelConfig
-from refinedet_tf.data.examples import ExampleSet
+from refinedet_tf.data.examples import Example, ExampleSet
 from refinedet_tf.data.inspection import anchor_coverage, as_text, inspect_data
 from refinedet_tf.data.pipeline import count_dropped_boxes, evaluation_pipeline, training_pipeline
-from refinedet_tf.data.reading import make_example
 from refinedet_tf.data.tfrecords import read_tfrecords, write_tfrecords
 from refinedet_tf.data.voc import read_voc
 from refinedet_tf.ops import images as image_ops
@@ -150,7 +149,8 @@ def iou(first, second):
 def photo(tmp_path):
     path = tmp_path / "photo.png"
     Image.new("RGB", (8, 8)).save(path)
-    return make_example("photo", str(path), (8, 8), [], [], [])
+    nothing = np.zeros(0, bool)
+    return Example("photo", str(path), 8, 8, np.zeros((0, 4), np.float32), nothing.astype(np.int32), nothing, nothing)
 
 
 def inspect_example(example):
