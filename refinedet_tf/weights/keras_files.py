@@ -117,7 +117,7 @@ def load_model(path: str | os.PathLike) -> RefineDet:
         raise WeightFileError(f"There is no model file {os.fspath(path)!r}.")
     try:
         model = keras.models.load_model(path, compile=False)
-    except (ValueError, TypeError, OSError, KeyError, zipfile.BadZipFile) as error:
+    except Exception as error:  # whatever Keras, zipfile and h5py raise over bytes from a stranger
         raise WeightFileError(f"{os.fspath(path)} is no model that can be opened: {error}") from error
     if not isinstance(model, RefineDet):
         raise WeightFileError(f"{os.fspath(path)} holds a {type(model).__name__}, not a RefineDet.")

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from refinedet_tf.config import BackboneConfig, ModelConfig
 from refinedet_tf.model import RefineDet
-from refinedet_tf.weights import WeightFileError, load_model, load_weights
+from refinedet_tf.weights import WeightFileError, convert, load_model, load_weights
 from refinedet_tf.weights.assign import named_variables
 from refinedet_tf.weights.convert import as_convolution, subsample_fc6, subsample_fc7
 from tests.weights.caffe_writer import write_caffemodel
@@ -23,7 +23,7 @@ OUTPUTS = ("arm_objectness", "arm_offsets", "odm_classes", "odm_offsets")
 
 
 def config(size=320):
-    return ModelConfig(classes=[f"class {i}" for i in range(1, CLASSES)], input_size=[size, size])
+    return ModelConfig(classes=VOC, input_size=[size, size])
 
 
 def draw_image(size):
@@ -55,6 +55,12 @@ def caffe_file(net, tmp_path_factory):
 @pytest.fixture(scope="module")
 def model():
     return RefineDet(config())
+
+
+@pytest.fixture(scope="module")
+def small_model():
+    """For tests that do not call it."""
+    return RefineDet(config(64))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +117,7 @@ def test_pytorch_weights_give_the_outputs_of_the_network_on_rgb(model, net, tmp_
     assert_same_outputs(model(image[None]), refinedet(to_rgb(image), net, CLASSES))
 
 
-def test_the_reduced_vgg16_fills_the_trunk_and_nothing_else(net, tmp_path):
+def test_the_reduced_vgg16_fills_the_trunk_and_nothing_else(net, small_model, tmp_path):
     trunk = {name: net[name] for name in VGG16_TRUNK}
     classifier = [np.zeros((1000, 1024, 1, 1), np.float32), np.zeros(1000, np.float32)]
     write_caffemodel(tmp_path / "reduced", {**trunk, "fc8": classifier}, v1=True, legacy_shape=True)
@@ -122,23 +128,22 @@ def test_the_reduced_vgg16_fills_the_trunk_and_nothing_else(net, tmp_path):
         ("reduced", "classification network VGG-16 (Caffe)", ["fc8"]),
         ("pytorch", "classification network VGG-16 (PyTorch, vgg16_reducedfc.pth)", []),
     ):
-        model = RefineDet(config(64))
-        before = {name: variable.numpy() for name, variable in named_variables(model).items()}
-        report = load_weights(model, tmp_path / file)
+        after = named_variables(small_model)
+        for variable in after.values():
+            variable.assign(np.full(variable.shape, 7, np.float32))
+        report = load_weights(small_model, tmp_path / file)
         assert (report.family, report.unused) == (family, unused)
         assert report.loaded == [f"{layer}/{kind}" for layer in VGG16_TRUNK for kind in ("kernel", "bias")]
-        assert sorted(report.loaded + report.kept) == sorted(before)
+        assert sorted(report.loaded + report.kept) == sorted(after)
         assert sum(report.transform_counts().values()) == len(report.loaded)
-        after = named_variables(model)
         for layer in VGG16_TRUNK:
             np.testing.assert_array_equal(after[f"{layer}/kernel"], net[layer][0].transpose(2, 3, 1, 0))
             np.testing.assert_array_equal(after[f"{layer}/bias"], net[layer][1])
-        for name in report.kept:
-            np.testing.assert_array_equal(after[name], before[name])
+        assert all((after[name].numpy() == 7).all() for name in report.kept)
     assert any("BGR is assumed" in note for note in report.notes)
 
 
-def test_every_class_map_row_goes_where_the_published_table_says(net, tmp_path):
+def test_every_class_map_row_goes_where_the_published_table_says(net, small_model, tmp_path):
     random = np.random.default_rng(3)
     coco = {
         name: [random.normal(size=(3 * 81, *blobs[0].shape[1:])), random.normal(size=3 * 81)]
@@ -148,23 +153,22 @@ def test_every_class_map_row_goes_where_the_published_table_says(net, tmp_path):
     write_caffemodel(tmp_path / "coco", {**net, **coco})
     # VOC's label -> COCO's.
     table = [0, 5, 2, 15, 9, 40, 6, 3, 16, 57, 20, 61, 17, 18, 4, 1, 59, 19, 58, 7, 63]
-    model = RefineDet(ModelConfig(classes=VOC, input_size=[64, 64]))
-    before = {name: variable.numpy() for name, variable in named_variables(model).items()}
+    after = named_variables(small_model)
+    before = {name: variable.numpy() for name, variable in after.items()}
 
-    report = load_weights(model, tmp_path / "coco")
+    report = load_weights(small_model, tmp_path / "coco")
     assert report.kept == [f"odm{k}_classes/{kind}" for k in (3, 4, 5, 6) for kind in ("kernel", "bias")]
     assert report.unused == list(coco)
     assert "left out: the file has 80 classes, the model 20" in report.summary()
-    after = named_variables(model)
     for name in report.kept:
         np.testing.assert_array_equal(after[name], before[name])
     np.testing.assert_array_equal(after["odm3_offsets/bias"], net["P3_mbox_loc"][1])
 
-    report = load_weights(model, tmp_path / "coco", class_map="coco_to_voc")
+    report = load_weights(small_model, tmp_path / "coco", class_map="coco_to_voc")
     assert not report.kept and not report.unused
     assert report.classes[:2] == ["background <- 0", "aeroplane <- 5"] and len(report.classes) == 21
     assert report.transform_counts()["transposed, rows mapped by class"] == 4
-    assert sum(report.transform_counts().values()) == len(model.variables)
+    assert sum(report.transform_counts().values()) == len(after)
     for level in (3, 4, 5, 6):
         kernel, bias = (after[f"odm{level}_classes/{kind}"].numpy() for kind in ("kernel", "bias"))
         weights, shift = coco[f"P{level}_mbox_conf"]
@@ -197,23 +201,23 @@ def without(net, *names):
         ),
     ],
 )
-def test_files_that_do_not_fit_are_described_and_change_nothing(model, net, change, message, tmp_path):
-    before = {name: variable.numpy().copy() for name, variable in named_variables(model).items()}
+def test_files_that_do_not_fit_are_described_and_change_nothing(small_model, net, change, message, tmp_path):
+    before = {name: variable.numpy().copy() for name, variable in named_variables(small_model).items()}
     write_caffemodel(tmp_path / "file", change(net))
     with pytest.raises(WeightFileError, match=message):
-        load_weights(model, tmp_path / "file")
-    for name, variable in named_variables(model).items():
+        load_weights(small_model, tmp_path / "file")
+    for name, variable in named_variables(small_model).items():
         np.testing.assert_array_equal(variable, before[name], err_msg=name)
 
 
-def test_pytorch_files_of_other_networks_are_refused(model, net, tmp_path):
+def test_pytorch_files_of_other_networks_are_refused(small_model, net, tmp_path):
     write_checkpoint(tmp_path / "torchvision", {"features.0.weight": net["conv1_1"][0]})
     with pytest.raises(WeightFileError, match="neither a RefineDet of luuuyi"):
-        load_weights(model, tmp_path / "torchvision")
+        load_weights(small_model, tmp_path / "torchvision")
     # The SSD that the port was made from has the same names as far as it goes.
     write_checkpoint(tmp_path / "ssd", as_state_dict(net, {"vgg.0": "conv1_1", "extras.0": "conv6_1"}))
     with pytest.raises(WeightFileError, match=r"missing in the file: conv1_2 \(vgg\.2\), .*TL6_1 \(tcb0\.9\)"):
-        load_weights(model, tmp_path / "ssd")
+        load_weights(small_model, tmp_path / "ssd")
 
 
 def test_another_input_form_is_refused_with_the_remedy(net, caffe_file):
@@ -254,3 +258,19 @@ def test_an_unreduced_vgg16_is_recognised_by_its_shapes():
     values = np.broadcast_to(np.arange(25088, dtype=np.int16), (4096, 25088))
     kernel = as_convolution(values)
     assert [kernel[2, 3, 100, 7], kernel[6, 0, 511, 0]] == [100 * 49 + 2 * 7 + 3, 511 * 49 + 6 * 7]
+
+
+def test_an_unreduced_vgg16_of_caffe_is_subsampled(net, small_model, monkeypatch):
+    # As a file it would have 550 MB; one byte a number will do here.
+    layers = {name: net[name] for name in VGG16_TRUNK}
+    outputs = np.arange(4096) % 100
+    layers["fc6"] = [np.broadcast_to(outputs[:, None].astype(np.int8), (1, 1, 4096, 25088)), outputs]
+    layers["fc7"] = [np.broadcast_to(outputs.astype(np.int8), (1, 1, 4096, 4096)), outputs]
+    monkeypatch.setattr(convert, "read_caffemodel", lambda path: layers)
+    weights = convert.caffe_weights(small_model, "VGG_ILSVRC_16_layers.caffemodel")
+    assert (weights.arrays["fc6/kernel"] == outputs[::4]).all()
+    assert weights.arrays["fc6/kernel"].shape == (3, 3, 512, 1024)
+    assert (weights.arrays["fc7/kernel"][0, 0] == outputs[::4, None]).all()
+    assert weights.arrays["fc7/kernel"].shape == (1, 1, 1024, 1024)
+    np.testing.assert_array_equal(weights.arrays["fc7/bias"], outputs[::4])
+    assert weights.transforms["fc6/kernel"] == "subsampled from ImageNet's fc6 and fc7"

@@ -25,9 +25,22 @@ def assert_unchanged(model, before):
         np.testing.assert_array_equal(value, before[name], err_msg=name)
 
 
-@pytest.fixture
-def other_model(tiny_config):
+@pytest.fixture(scope="module")
+def shared_model(tiny_config):
     return RefineDet(tiny_config)
+
+
+@pytest.fixture
+def other_model(shared_model):
+    """A second model of the same recipe, with weights of its own."""
+    for index, variable in enumerate(shared_model.variables):
+        variable.assign(np.full(variable.shape, index, np.float32))
+    return shared_model
+
+
+@pytest.fixture(scope="module")
+def wide_model(tiny_config):
+    return RefineDet(ModelConfig(**{**vars(tiny_config), "width": 24}))
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +79,7 @@ def test_variables_of_layers_made_of_layers_are_told_apart():
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_saved_model_hands_on_all_its_weights(form, saved, tiny_model, other_model, tmp_path):
+def test_a_saved_model_hands_on_all_its_weights(form, saved, tiny_model, other_model):
     assert load_weights(other_model, saved / form).transform_counts() == {"copied": len(tiny_model.variables)}
     assert_unchanged(other_model, values(tiny_model))
 
@@ -190,12 +203,11 @@ def test_a_file_of_another_network_is_refused(other_model):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_model_of_another_width_is_refused(form, saved, tiny_config):
-    wide = RefineDet(ModelConfig(**{**vars(tiny_config), "width": 24}))
-    before = values(wide)
+def test_a_model_of_another_width_is_refused(form, saved, wide_model):
+    before = values(wide_model)
     with pytest.raises(WeightFileError, match="does not fit"):
-        load_weights(wide, saved / form)
-    assert_unchanged(wide, before)
+        load_weights(wide_model, saved / form)
+    assert_unchanged(wide_model, before)
 
 
 def test_hostile_and_broken_files_are_refused(other_model, saved, tmp_path):
@@ -209,12 +221,20 @@ def test_hostile_and_broken_files_are_refused(other_model, saved, tmp_path):
     (tmp_path / "empty.h5").write_bytes(b"")
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["numbers"] = np.zeros(3)
+    with h5py.File(tmp_path / "huge.weights.h5", "w") as file:  # takes no room until it is read
+        values_of_layer = file.create_group("layers/conv2d/vars")
+        values_of_layer.attrs["name"] = "odm3_offsets"
+        values_of_layer.create_dataset("0", shape=(10**12,), dtype="f4", chunks=(1024,))
+    with h5py.File(tmp_path / "link.weights.h5", "w") as file:
+        values_of_layer = file.create_group("layers/conv2d/vars")
+        values_of_layer.attrs["name"] = "odm3_offsets"
+        values_of_layer["0"] = h5py.ExternalLink(saved / "model.weights.h5", "layers/conv2d/vars/0")
     for form in FORMS:
         whole = (saved / form).read_bytes()
         (tmp_path / f"half.{form}").write_bytes(whole[: len(whole) // 2])
     before = values(other_model)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert len(names) == 10
+    assert len(names) == 12
     for name in [*names, "missing.npz"]:
         with pytest.raises(WeightFileError, match=name):
             load_weights(other_model, tmp_path / name)
