@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import re
+from collections import Counter
 from types import ModuleType
 from typing import Any
 
@@ -48,6 +50,7 @@ def build(x: tf.Tensor, config: BackboneConfig) -> list[tf.Tensor]:
         raise ConfigError(f"{KEY} = {config.preset_or_class!r}: has the levels {', '.join(levels) or '(none)'}, "
                           f"not {', '.join(missing)}.")
     maps = [network.get_layer(levels[level]).output for level in LEVELS]
+    _name_for_good(network)
     return [*maps, extra_level(maps[-1])]
 
 
@@ -91,6 +94,20 @@ def _network(config: BackboneConfig, arguments: dict[str, Any], load_weights: bo
     raise ConfigError(
         f"{KEY} = {name!r}: KerasCV has no such class, preset or folder{hint}; its classes are {', '.join(classes)}."
     )
+
+
+def _name_for_good(network: keras.Model) -> None:
+    """Names the layers that KerasCV leaves to Keras, which counts them over all models that the process has made.
+
+    Weight files go by names, so `squeeze_and_excite2d_8` must not depend on what was built before.
+    """
+    counts = Counter()
+    for layer in network.layers:
+        kind = re.sub(r"_\d+$", "", layer.name)
+        if layer.weights and kind.replace("_", "") == type(layer).__name__.lower():
+            # Keras 2 keeps it in `_name`.
+            setattr(layer, "name" if "name" in vars(layer) else "_name", f"{kind}_{counts[kind]}")
+            counts[kind] += 1
 
 
 def _backbone_classes(models: ModuleType) -> dict[str, type]:

@@ -86,6 +86,19 @@ def test_saved_detector_gives_equal_predictions(name, tmp_path):
     assert_equal_predictions(model, again)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_names_do_not_depend_on_what_was_built_before(name):
+    """Weights are found by name, also in another process."""
+
+    def names():
+        images = keras.Input((64, 64, 3))
+        model = keras.Model(images, build_backbone(images, backbone_config(name)))
+        return [layer.name for layer in model.layers if layer.weights]
+
+    first = names()
+    assert names() == first and len(set(first)) == len(first)
+
+
 def test_preset_brings_its_weights_and_a_saved_detector_does_without_it(tmp_path):
     network = keras_cv.models.MobileNetV3Backbone(**NETWORKS["MobileNetV3Backbone"], include_rescaling=True)
     for layer in network.layers:
