@@ -16,9 +16,9 @@ from refinedet_tf.data.examples import DataError
 
 SHAPES = ["circle", "square", "triangle", "star"]
 
-MIN_SIDE, MAX_SIDE = 28, 110  # pixels in an image of 256; other sizes in proportion
+MIN_SIDE, MAX_SIDE = 40, 120  # pixels in an image of 256; other sizes in proportion
 MAX_SHAPES = 5
-MIN_VISIBLE = 0.4  # of a shape's area
+MIN_VISIBLE = 0.6  # of a shape's area
 MIN_CONTRAST = 70  # RGB distance between a shape and the mean of what it covers
 SUPERSAMPLING = 4
 
@@ -27,7 +27,7 @@ def draw_shapes(output_dir: str | os.PathLike, counts: Mapping[str, int] | None 
                 image_size: Sequence[int] = (256, 256), seed: int = 0) -> None:
     """Draws a detection data set with the classes `SHAPES`.
 
-    Each image has one to five shapes, of which at least 40 % stays visible; their boxes are tight around the whole
+    Each image has one to five shapes, of which at least 60 % stays visible; their boxes are tight around the whole
     shape, the hidden part included. The same seed draws the same images.
 
     Args:
