@@ -62,6 +62,11 @@ class RefineDet(keras.Model):
         """
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
 
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compiles a model that is being loaded as it was when it was saved; Keras leaves that to custom `compile`s."""
+        self.compile(**keras.utils.deserialize_keras_object(config))
+        self.optimizer.build(self.trainable_variables)
+
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """Running means of the losses and of the positives in a batch."""

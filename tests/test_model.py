@@ -395,3 +395,18 @@ def test_two_replicas_average_the_gradients_of_their_halves(plain_model, tiny_im
     for step, first, second in zip(steps, *gradients, strict=True):
         # The step is a difference of float32 weights, in a graph that sums in another order.
         np.testing.assert_allclose(step, (first + second) / 2, rtol=1e-3, atol=1e-5)
+
+
+def test_a_compiled_model_is_loaded_with_its_optimizer(tiny_config, tmp_path):
+    model = RefineDet(tiny_config)
+    model.compile(keras.optimizers.Adam(0.01))
+    gradients = [tf.fill(variable.shape, 0.5) for variable in model.trainable_variables]
+    model.optimizer.apply_gradients(list(zip(gradients, model.trainable_variables, strict=True)))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert int(loaded.optimizer.iterations) == 1 and loaded.optimizer.get_config() == model.optimizer.get_config()
+    # The next step depends on the moments that the first one left.
+    for each in (model, loaded):
+        each.optimizer.apply_gradients(list(zip(gradients, each.trainable_variables, strict=True)))
+    for expected, value in zip(model.get_weights(), loaded.get_weights(), strict=True):
+        np.testing.assert_array_equal(value, expected)
