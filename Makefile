@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := work/demo
-DEMO_IMAGES ?= 400
+DEMO_IMAGES ?= 800
 DEMO_SET ?=
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
@@ -12,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
 	$(BIN)/python -m refinedet_tf.cli.draw_shapes --output_dir=$(DEMO)/shapes --train=$(DEMO_IMAGES) --val=100
-	$(BIN)/python train.py --config=configs/refinedet192_mobilenet_shapes.yaml --data_dir=$(DEMO)/shapes \
+	$(BIN)/python train.py --config=configs/refinedet128_mobilenet_shapes.yaml --data_dir=$(DEMO)/shapes \
 	    --work_dir=$(DEMO)/run $(addprefix --set ,$(DEMO_SET))
 	$(BIN)/python export/savedmodel.py --model=$(DEMO)/run/model.keras --output_dir=$(DEMO)/saved_model
 	$(BIN)/python -m refinedet_tf.cli.evaluate --model=$(DEMO)/saved_model --data_dir=$(DEMO)/shapes --splits=val \
