@@ -64,6 +64,7 @@ def export_saved_model(model: keras.Model, path: str, weights: str = "variables"
         write_labels(labels, model.config.classes)
         table = label_table(labels)
         archive.track(table)
+        archive.label_table = table  # Keras 2 saves attributes; what it is told to track, only if it is a layer
         for name, (serve, inputs) in signatures(network, model.anchors, model.config, table.lookup).items():
             archive.add_endpoint(name, serve, input_signature=inputs)
         with contextlib.redirect_stdout(io.StringIO()):  # Keras prints every captured variable
