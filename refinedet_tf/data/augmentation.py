@@ -4,6 +4,10 @@ Every function is pure: what is random follows from `seed`, an integer tensor of
 and stay uint8 until they are resized, since the original works on 8-bit images and a zoomed-out canvas is large.
 Boxes are float32 `[m, 4]`, relative `(xmin, ymin, xmax, ymax)`, classes int32 `[m]`; m may be 0. Unlike the original,
 nothing is encoded as JPEG again between the steps.
+
+Expanding and cropping choose a window, int32 `[4]`: the first and one past the last column and row to be seen,
+`(left, top, right, bottom)` in pixels of the image, which may reach beyond it. `augment` looks through the final window
+before anything else is done to pixels, so that none is coloured, copied or filled that nobody will see.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,12 +40,17 @@ def augment(image: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor, config: Augm
         The image, float32 `[height, width, 3]`, with the boxes `[k, 4]` and classes `[k]` that are left in it.
     """
     seeds = tf.unstack(tf.random.experimental.stateless_split(seed, 5))
+    image = tf.convert_to_tensor(image)
+    window = _whole(image)
+    if config.expand_max_ratio > 1:
+        window, boxes = _expanded(window, boxes, config.expand_max_ratio, seeds[1])
+    if config.random_crop:
+        window, boxes, classes = _cropped(window, boxes, classes, seeds[2])
+    visible = _visible(image, window)
+    image = image[visible[1]:visible[3], visible[0]:visible[2]]
     if config.photometric:
         image = photometric_distortion(image, seeds[0])
-    if config.expand_max_ratio > 1:
-        image, boxes = expand(image, boxes, config.expand_max_ratio, seeds[1])
-    if config.random_crop:
-        image, boxes, classes = random_crop(image, boxes, classes, seeds[2])
+    image = _filled(image, visible, window)
     image = random_resize(image, size, seeds[3]) if config.random_interpolation else image_ops.resize(image, size)
     if config.flip:
         image, boxes = random_flip(image, boxes, seeds[4])
@@ -95,27 +104,56 @@ def expand(image: tf.Tensor, boxes: tf.Tensor, max_ratio: float,
     Returns:
         The canvas, uint8 `[h * ratio, w * ratio, 3]` with sides rounded down, and the boxes relative to it.
     """
+    window, boxes = _expanded(_whole(image), boxes, max_ratio, seed)
+    return _filled(image, _whole(image), window), boxes
+
+
+def _expanded(window: tf.Tensor, boxes: tf.Tensor, max_ratio: float, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The window of `expand` around the window of a whole image, and the boxes relative to it."""
     coin, ratio, x, y = tf.unstack(tf.random.stateless_uniform([4], seed))
     ratio = tf.where(coin < 0.5, 1.0 + ratio * (max_ratio - 1.0), 1.0)
-    height, width = tf.shape(image)[0], tf.shape(image)[1]
-    canvas_height, canvas_width = _scaled(height, ratio), _scaled(width, ratio)
-    top, left = _scaled(canvas_height - height, y), _scaled(canvas_width - width, x)
-    bottom, right = canvas_height - height - top, canvas_width - width - left
+    size = window[2:]
+    canvas = _scaled(size, ratio)
+    corner = _scaled(canvas - size, tf.stack([x, y]))
+    boxes = (boxes * _twice(size) + _twice(corner)) / _twice(canvas)
+    return tf.concat([-corner, canvas - corner], axis=0), boxes
 
-    # Rows of height x (width * 3) values: with long rows, filling and joining are plain copies.
-    rows = tf.reshape(image, [height, width * 3])
-    rows = tf.concat([_plain(height, left), rows, _plain(height, right)], axis=1)
-    rows = tf.concat([_plain(top, canvas_width), rows, _plain(bottom, canvas_width)], axis=0)
-    canvas = tf.reshape(rows, [canvas_height, canvas_width, 3])
 
-    size = tf.cast([width, height] * 2, tf.float32)
-    offset = tf.cast([left, top] * 2, tf.float32)
-    canvas_size = tf.cast([canvas_width, canvas_height] * 2, tf.float32)
-    return canvas, (boxes * size + offset) / canvas_size
+def _whole(image: tf.Tensor) -> tf.Tensor:
+    """The window that shows an image as it is."""
+    return tf.concat([[0, 0], tf.shape(image)[1::-1]], axis=0)
+
+
+def _visible(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+    """The part of the image that lies in a window; none of it if that is beside the image, with sides of zero."""
+    part = tf.clip_by_value(window, 0, tf.tile(tf.shape(image)[1::-1], [2]))
+    return tf.clip_by_value(part, tf.tile(window[:2], [2]), tf.tile(window[2:], [2]))
+
+
+def _filled(image: tf.Tensor, visible: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+    """What is seen through a window of which `image` fills the part `visible`; the mean colour around it."""
+    left, top = tf.unstack(visible[:2] - window[:2])
+    right, bottom = tf.unstack(window[2:] - visible[2:])
+    width, height = tf.unstack(window[2:] - window[:2])
+
+    def fill() -> tf.Tensor:
+        # Rows of height x (width * 3) values: with long rows, filling and joining are plain copies.
+        seen_height = tf.shape(image)[0]
+        rows = tf.reshape(image, [seen_height, tf.shape(image)[1] * 3])
+        rows = tf.concat([_plain(seen_height, left), rows, _plain(seen_height, right)], axis=1)
+        rows = tf.concat([_plain(top, width), rows, _plain(bottom, width)], axis=0)
+        return tf.reshape(rows, [height, width, 3])
+
+    return tf.cond(tf.reduce_all(visible == window), lambda: image, fill)
+
+
+def _twice(values: tf.Tensor) -> tf.Tensor:
+    """(x, y) as float32 (x, y, x, y)."""
+    return tf.cast(tf.tile(values, [2]), tf.float32)
 
 
 def _scaled(length: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """A length in whole pixels times a factor, rounded down."""
+    """Lengths in whole pixels times factors, rounded down."""
     return tf.cast(tf.cast(length, tf.float32) * factor, tf.int32)
 
 
@@ -142,6 +180,13 @@ def random_crop(image: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor,
     Returns:
         The crop, uint8, the boxes `[k, 4]` that stay, relative to it, and their classes `[k]`; k may be 0.
     """
+    window, boxes, classes = _cropped(_whole(image), boxes, classes, seed)
+    return image[window[1]:window[3], window[0]:window[2]], boxes, classes
+
+
+def _cropped(window: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor,
+             seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """The window of `random_crop` inside a window, with what stays in it."""
     trials_seed, choice_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
     crops = draw_crops(trials_seed)
     best = tf.reduce_max(pairwise_iou(crops, boxes), axis=-1)  # of each trial; -inf where there are no boxes
@@ -151,7 +196,17 @@ def random_crop(image: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor,
     found = tf.concat([[True], tf.reduce_any(accepted, axis=1)], axis=0)
     lots = tf.random.stateless_uniform(tf.shape(found), choice_seed)
     crop = candidates[tf.argmax(tf.where(found, lots, -1.0))]
-    return _cut(image, boxes, classes, crop)
+    # Offset and size are rounded down to whole pixels, and boxes follow the pixels that are really cut.
+    size = window[2:] - window[:2]
+    offset = _scaled(size, crop[:2])
+    extent = tf.maximum(_scaled(size, crop[2:] - crop[:2]), 1)
+    boxes = (boxes * _twice(size) - _twice(offset)) / _twice(extent)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    inside = tf.reduce_all((centres >= 0) & (centres <= 1), axis=1)
+    boxes = tf.clip_by_value(boxes, 0.0, 1.0)
+    kept = inside & tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    corner = window[:2] + offset
+    return tf.concat([corner, corner + extent], axis=0), tf.boolean_mask(boxes, kept), tf.boolean_mask(classes, kept)
 
 
 def draw_crops(seed: tf.Tensor) -> tf.Tensor:
@@ -173,24 +228,6 @@ def draw_crops(seed: tf.Tensor) -> tf.Tensor:
     width, height = scale * tf.sqrt(ratio), scale / tf.sqrt(ratio)
     xmin, ymin = x * (1 - width), y * (1 - height)
     return tf.stack([xmin, ymin, xmin + width, ymin + height], axis=-1)
-
-
-def _cut(image: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor,
-         crop: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Cuts a relative box `[4]`, offset and size rounded down to whole pixels, out of the image and its objects."""
-    size = tf.shape(image)[1::-1]  # width, height
-    offset = _scaled(size, crop[:2])
-    extent = tf.maximum(_scaled(size, crop[2:] - crop[:2]), 1)
-    cut = image[offset[1]:offset[1] + extent[1], offset[0]:offset[0] + extent[0]]
-
-    # Boxes follow the pixels that were really cut, not the exact crop, which differs by a fraction of a pixel.
-    size, offset, extent = (tf.cast(tf.tile(each, [2]), tf.float32) for each in (size, offset, extent))
-    boxes = (boxes * size - offset) / extent
-    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
-    inside = tf.reduce_all((centres >= 0) & (centres <= 1), axis=1)
-    boxes = tf.clip_by_value(boxes, 0.0, 1.0)
-    kept = inside & tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=1)
-    return cut, tf.boolean_mask(boxes, kept), tf.boolean_mask(classes, kept)
 
 
 def random_resize(image: tf.Tensor, size: Sequence[int], seed: tf.Tensor) -> tf.Tensor:

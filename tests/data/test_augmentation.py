@@ -262,3 +262,24 @@ def test_without_steps_the_image_is_only_resized():
     np.testing.assert_array_equal(result[0], tf.image.resize(image, (64, 32)))
     np.testing.assert_array_equal(result[1], boxes)
     np.testing.assert_array_equal(result[2], classes)
+
+
+def test_all_steps_at_once_are_the_steps_one_after_the_other():
+    config = AugmentationConfig()
+    rng = np.random.default_rng(8)
+    together = tf.function(lambda *inputs: augmentation.augment(*inputs[:3], config, (40, 50), inputs[3]),
+                           reduce_retracing=True)
+    beside = 0
+    for seed in seeds(60):
+        image = tf.constant(rng.integers(0, 256, (31, 43, 3), dtype=np.uint8))
+        boxes, classes = (tf.constant(part) for part in random_objects(rng, 3))
+        parts = tf.unstack(tf.random.experimental.stateless_split(seed, 5))
+        expected = augmentation.photometric_distortion(image, parts[0])
+        expected, moved = augmentation.expand(expected, boxes, config.expand_max_ratio, parts[1])
+        expected, moved, kept = augmentation.random_crop(expected, moved, classes, parts[2])
+        beside += bool((expected.numpy() == MEAN).all())
+        expected = augmentation.random_resize(expected, (40, 50), parts[3])
+        expected, moved = augmentation.random_flip(expected, moved, parts[4])
+        for fast, slow in zip(together(image, boxes, classes, seed), (expected, moved, kept), strict=True):
+            np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-4)
+    assert beside  # among them crops that show nothing of the image
