@@ -54,7 +54,7 @@ class Agreement:
         mean_iou: of counterparts.
         ap: mean AP (area) at IoU 0.5 on the labelled images, if there are any.
         ap_loss: how much more the model's is.
-        megabytes: size of the file or folder, 10^6 bytes.
+        megabytes: size of the file or folder, of the model itself that of its weights, 10^6 bytes.
         milliseconds: median for one image, resizing included.
         peak_mib: how far the process's memory rose from opening the file to the last image, where the system tells.
             Memory that an earlier form left free is used again and not counted.
@@ -92,20 +92,24 @@ def verify(
         examples: labelled images for the average precision.
 
     Returns:
-        The figures of each form, a SavedModel having four.
+        The figures of the model itself, then those of each form, a SavedModel having four.
 
     Raises:
         WeightFileError, ExportError: a path is no export of this project.
     """
+    def measure_ap(detector: Detector) -> float | None:
+        return _average_precision(detector, examples)
+
     live = Detector.from_model(model)
-    ap = _average_precision(live, examples)
-    results = []
+    ap = measure_ap(live)
+    expected = [live.detect(image) for image in images]
+    results = [_compare("model", True, 4 * model.count_params(), lambda: live, images, expected, ap, lambda _: ap)]
     for path in map(Path, paths):
         for name, is_exact, rounds, load in _forms(path, model):
             # A file that takes uint8 sees rounded pixels, so the model has to see these as well.
             seen = [_rounded(image, model) if rounds else image for image in images]
             expected = [live.detect(image) for image in seen]
-            results.append(_compare(name, is_exact, path, load, images, expected, examples, ap))
+            results.append(_compare(name, is_exact, _bytes(path), load, images, expected, ap, measure_ap))
     return results
 
 
@@ -164,12 +168,12 @@ def _forms(path: Path, model: RefineDet) -> Iterator[tuple[str, bool, bool, Call
 def _compare(
     name: str,
     is_exact: bool,
-    path: Path,
+    size: int,
     load: Callable[[], Detector],
     images: Sequence[np.ndarray],
     expected: Sequence[Detections],
-    examples: Sequence[Example],
     model_ap: float | None,
+    measure_ap: Callable[[Detector], float | None],
 ) -> Agreement:
     before = _reset_peak_memory()
     detector = load()
@@ -180,7 +184,7 @@ def _compare(
         detector.detect(images[0])
         milliseconds.append((time.perf_counter() - start) * 1e3)
     peak = None if before is None else _memory("VmHWM") - before
-    ap = _average_precision(detector, examples)
+    ap = measure_ap(detector)
 
     unmatched = clear = clear_found = count = 0
     scores, corners, overlaps = [0.0], [0.0], []
@@ -216,7 +220,7 @@ def _compare(
         mean_iou=mean_iou,
         ap=ap,
         ap_loss=ap_loss,
-        megabytes=_bytes(path) / 1e6,
+        megabytes=size / 1e6,
         milliseconds=float(np.median(milliseconds)),
         peak_mib=peak,
         passed=bool(passed),

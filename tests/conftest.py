@@ -1,5 +1,6 @@
 """One small model for all tests that need any: building graphs is what costs time here."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 from tensorflow import keras
 
-from refinedet_tf.config import BackboneConfig, ModelConfig
+from refinedet_tf.config import BackboneConfig, DetectionConfig, ModelConfig
 from refinedet_tf.data.shapes import draw_shapes
 from refinedet_tf.model import RefineDet
+from refinedet_tf.serving.tflite import convert_tflite
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -58,6 +60,35 @@ def exported(tiny_model, tmp_path_factory):
     path = tmp_path_factory.mktemp("export") / "saved_model"
     tiny_model.export(path)
     return path
+
+
+CUT = DetectionConfig(pre_suppression_top_k=200, iou_threshold=0.8)
+
+
+@pytest.fixture
+def cut_model(tiny_model, monkeypatch):
+    """It with a cut before suppression that its 510 anchors exceed, and most of what passes it kept."""
+    monkeypatch.setattr(tiny_model, "config", dataclasses.replace(tiny_model.config, detection=CUT))
+    return tiny_model
+
+
+@pytest.fixture(scope="session")
+def tflite_files(tiny_model, tmp_path_factory):
+    """Converts `cut_model` on demand, each kind once: from quantisation, postprocessing and input type to a file."""
+    folder, known = tmp_path_factory.mktemp("tflite"), {}
+
+    def file(quantize, postprocess, input_type):
+        name = f"{quantize}_{postprocess}_{input_type}.tflite"
+        if name not in known:
+            known[name] = folder / name
+            images = coarse_noise(np.random.default_rng(8), 16) if quantize == "int8" else ()
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(tiny_model, "config", dataclasses.replace(tiny_model.config, detection=CUT))
+                content = convert_tflite(tiny_model, quantize, postprocess, input_type, images)
+            known[name].write_bytes(content)
+        return known[name]
+
+    return file
 
 
 @pytest.fixture(scope="session")
