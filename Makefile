@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := work/demo
-DEMO_IMAGES ?= 800
+DEMO_IMAGES ?= 1600
 DEMO_SET ?=
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 

@@ -30,7 +30,7 @@ def checkout(shapes_dir, tmp_path_factory):
     shutil.copytree(shapes_dir, root / "photos")
     shutil.copytree(shapes_dir, root / "work/demo/shapes")
     (root / "work/demo/photos").mkdir()
-    Image.new("RGB", (100, 80), "gray").save(root / "work/demo/photos/000800.jpg")
+    Image.new("RGB", (100, 80), "gray").save(root / "work/demo/photos/001600.jpg")
     return root
 
 
