@@ -49,8 +49,10 @@ def test_the_example_for_devices_detects_without_tensorflow(exported_file, shape
     expected = Detector.load(exported_file).detect(read_image(photo), 0.02)
     assert len(found) == len(expected.scores) > 5
     np.testing.assert_allclose([entry["score"] for entry in found], expected.scores, atol=1e-3)
-    np.testing.assert_allclose(sorted(entry["box"] for entry in found),
-                               sorted((expected.boxes * 128).tolist()), atol=0.5)  # fmt: skip
+    # Equal scores come in any order, so each box is looked for among all of the other side.
+    boxes = np.array([entry["box"] for entry in found])
+    distances = np.abs(boxes[:, np.newaxis] - expected.boxes * 128).max(axis=-1)
+    assert distances.min(axis=0).max() < 0.5 and distances.min(axis=1).max() < 0.5
 
 
 def test_verify_says_what_is_beyond_the_tolerance(finished_run, shapes_dir, exported, exported_file, tmp_path):
