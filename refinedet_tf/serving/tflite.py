@@ -122,7 +122,7 @@ def _convert(model: keras.Model, quantize: str, postprocess: str, dtype: tf.DTyp
 def prepare_image(image: np.ndarray, size: tuple[int, int], dtype: tf.DType) -> np.ndarray:
     """An image of any size as a TFLite file takes it: resized, and rounded where the input is uint8."""
     resized = resize(image, size)
-    return tf.cast(tf.round(resized), dtype).numpy()
+    return tf.cast(tf.round(resized) if dtype == tf.uint8 else resized, dtype).numpy()
 
 
 def _raw_predictions(predictions: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
