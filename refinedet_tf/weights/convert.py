@@ -86,8 +86,9 @@ def pytorch_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
     network = _recognise(model, layers, os.fspath(path))
     module_names = {layer: module for module, layer in table.items()}
     weights = _convert(model, layers, f"{network} {owner}", lambda name: module_names.get(name, name))
-    if table is LUUUYI and "conv1_1/kernel" in weights.arrays:
-        weights.arrays["conv1_1/kernel"] = weights.arrays["conv1_1/kernel"][:, :, ::-1]
+    first = weights.arrays.get("conv1_1/kernel")
+    if table is LUUUYI and first is not None and first.ndim == 4:
+        weights.arrays["conv1_1/kernel"] = first[:, :, ::-1]
         weights.transforms["conv1_1/kernel"] = REVERSED
     weights.notes.append(note)
     return weights

@@ -1,5 +1,6 @@
 """Weights that Keras wrote: .keras models, HDF5 files of weights or models, .npz archives of variables."""
 
+import json
 import os
 import zipfile
 
@@ -13,6 +14,7 @@ from refinedet_tf.weights.errors import WeightFileError
 from refinedet_tf.weights.imagenet import imagenet_weights
 
 MAX_BYTES = 2**32  # that a file may unpack to; the largest RefineDet takes 330 MB
+MAX_CONFIG_BYTES = 2**20  # of a .keras file's config.json; a RefineDet's has some thousand
 
 _NATIVE_INPUTS = {"vgg16": "caffe", "resnet101": "caffe", "keras_cv": "KerasCV's own"}
 
@@ -116,12 +118,32 @@ def load_model(path: str | os.PathLike) -> RefineDet:
     if not os.path.isfile(path):
         raise WeightFileError(f"There is no model file {os.fspath(path)!r}.")
     try:
-        model = keras.models.load_model(path, compile=False)
+        _expect_refinedet(path)
+        return keras.models.load_model(path, compile=False)
+    except WeightFileError:
+        raise
     except Exception as error:  # whatever Keras, zipfile and h5py raise over bytes from a stranger
         raise WeightFileError(f"{os.fspath(path)} is no model that can be opened: {error}") from error
-    if not isinstance(model, RefineDet):
-        raise WeightFileError(f"{os.fspath(path)} holds a {type(model).__name__}, not a RefineDet.")
-    return model
+
+
+def _expect_refinedet(path: str | os.PathLike) -> None:
+    """Makes sure that Keras will find a RefineDet in a file before Keras opens it.
+
+    To find the class that a file names, Keras imports any module that it names. And what does not end in `.keras` it
+    takes for HDF5, in which Keras 2 executes Python code.
+
+    Raises:
+        WeightFileError: the file holds another model.
+        Exception: whatever a damaged file leads to.
+    """
+    if not os.fspath(path).endswith(".keras"):
+        raise ValueError("its name does not end in .keras")
+    with zipfile.ZipFile(path) as archive:
+        if archive.getinfo("config.json").file_size > MAX_CONFIG_BYTES:
+            raise ValueError("its config.json is too large")
+        config = json.loads(archive.read("config.json"))
+    if config["registered_name"] != keras.utils.get_registered_name(RefineDet):
+        raise WeightFileError(f"{os.fspath(path)} holds a {config['class_name']}, not a RefineDet.")
 
 
 def input_mode(model: RefineDet) -> str:

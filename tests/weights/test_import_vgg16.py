@@ -214,6 +214,9 @@ def test_pytorch_files_of_other_networks_are_refused(small_model, net, tmp_path)
     write_checkpoint(tmp_path / "torchvision", {"features.0.weight": net["conv1_1"][0]})
     with pytest.raises(WeightFileError, match="neither a RefineDet of luuuyi"):
         load_weights(small_model, tmp_path / "torchvision")
+    write_checkpoint(tmp_path / "flat", {**as_state_dict(net), "vgg.0.weight": np.zeros(3, np.float32)})
+    with pytest.raises(WeightFileError, match=r"conv1_1/kernel: \(3,\) in the file, \(3, 3, 3, 64\) in the model"):
+        load_weights(small_model, tmp_path / "flat")
     # The SSD that the port was made from has the same names as far as it goes.
     write_checkpoint(tmp_path / "ssd", as_state_dict(net, {"vgg.0": "conv1_1", "extras.0": "conv6_1"}))
     with pytest.raises(WeightFileError, match=r"missing in the file: conv1_2 \(vgg\.2\), .*TL6_1 \(tcb0\.9\)"):

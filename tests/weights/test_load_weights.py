@@ -1,17 +1,20 @@
+import importlib
 import json
+import os
 import zipfile
 
 import h5py
 import numpy as np
 import pytest
+from tensorflow import keras
 
 from refinedet_tf.config import BackboneConfig, ModelConfig
 from refinedet_tf.model import RefineDet
-from refinedet_tf.weights import WeightFileError, load_weights
+from refinedet_tf.weights import WeightFileError, load_model, load_weights
 from refinedet_tf.weights.assign import assign, by_name, is_detector_layer, named_variables
 from tests.conftest import PROJECT
 
-IMAGENET = PROJECT.parent / "shared" / "weights" / "mobilenet_v1_0.25_224_imagenet.npz"
+IMAGENET = PROJECT.parent / "shared" / "weights"
 CLASS_VARIABLES = [f"odm{k}_classes_pointwise/{kind}" for k in (3, 4, 5, 6) for kind in ("kernel", "bias")]
 FORMS = ("model.keras", "model.weights.h5", "model.h5", "model.npz")
 
@@ -153,20 +156,44 @@ def test_unusable_class_maps_are_refused(class_map, message, saved, renamed_mode
     assert_unchanged(renamed_model, before)
 
 
-@pytest.mark.skipif(not IMAGENET.exists(), reason="the ImageNet weights are not on this machine")
-def test_imagenet_weights_fill_the_backbone_and_nothing_else(other_model):
-    before = values(other_model)
-    report = load_weights(other_model, IMAGENET)
-    after, archive = values(other_model), np.load(IMAGENET)
-    np.testing.assert_array_equal(after["conv_dw_3/kernel"], archive["conv_dw_3/depthwise_kernel"])
+@pytest.fixture(params=["0.25", "0.75", "random"])
+def archive(request, tmp_path):
+    """Weights of a MobileNet by Keras's names, and its width."""
+    if request.param != "random":
+        path = IMAGENET / f"mobilenet_v1_{request.param}_224_imagenet.npz"
+        if not path.exists():
+            pytest.skip("the ImageNet weights are not on this machine")
+        return path, float(request.param)
+    network = keras.applications.MobileNet(weights=None, alpha=0.25)
+    random = np.random.default_rng(9)
+    arrays = {name: random.normal(size=variable.shape) for name, variable in named_variables(network).items()}
+    for name in [name for name in arrays if name.startswith("conv_dw") and name.endswith("/kernel")]:
+        arrays[name.replace("/kernel", "/depthwise_kernel")] = arrays.pop(name)  # Keras 2's name
+    np.savez(tmp_path / "mobilenet.npz", **arrays)
+    return tmp_path / "mobilenet.npz", 0.25
+
+
+def test_imagenet_weights_fill_the_backbone_and_nothing_else(archive, tiny_config, other_model):
+    path, alpha = archive
+    model = other_model
+    if alpha != 0.25:
+        with pytest.raises(WeightFileError, match=r"conv1/kernel: \(3, 3, 3, 24\) in the file, \(3, 3, 3, 8\) in the"):
+            load_weights(model, path)
+        model = RefineDet(ModelConfig(**{**vars(tiny_config), "backbone": BackboneConfig("mobilenet_v1", alpha)}))
+    before = values(model)
+    report = load_weights(model, path)
+    after, arrays = values(model), np.load(path)
     assert len(report.loaded) == 27 * 5  # convolutions with four batch normalisation variables each
+    for name in report.loaded:
+        there = name.replace("/kernel", "/depthwise_kernel") if name.startswith("conv_dw") else name
+        np.testing.assert_array_equal(after[name], arrays[there].astype(np.float32), err_msg=name)
     assert report.unused == ["conv_preds"] and len(report.used) == 27 * 2
     assert all(map(is_detector_layer, report.kept))
     for name in report.kept:
         np.testing.assert_array_equal(after[name], before[name])
     assert f"{len(report.loaded)} of {len(before)}" in report.summary()
     with pytest.raises(WeightFileError, match="has no class heads"):
-        load_weights(other_model, IMAGENET, "coco_to_voc")
+        load_weights(model, path, "coco_to_voc")
 
 
 def test_weights_for_another_input_form_are_refused(saved, tiny_config, tmp_path):
@@ -239,3 +266,36 @@ def test_hostile_and_broken_files_are_refused(other_model, saved, tmp_path):
         with pytest.raises(WeightFileError, match=name):
             load_weights(other_model, tmp_path / name)
     assert_unchanged(other_model, before)
+
+
+def test_a_model_file_executes_nothing(other_model, saved, tmp_path, monkeypatch):
+    """Keras imports any module that a .keras file names; Keras 2 runs the code that an .h5 file holds."""
+    made = tmp_path / "made"
+    (tmp_path / "hostile.py").write_text(f"import os; os.mkdir({os.fspath(made)!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    with zipfile.ZipFile(tmp_path / "imports.keras", "w") as archive:
+        config = {"module": "hostile", "class_name": "Model", "registered_name": None, "config": {}}
+        archive.writestr("config.json", json.dumps(config))
+        archive.writestr("metadata.json", "{}")
+        archive.writestr("model.weights.h5", b"")
+
+    mkdir = keras.layers.Lambda(lambda x, path=os.fspath(made): (__import__("os").mkdir(path), x)[1])
+    keras.Sequential([keras.Input((3,)), mkdir]).save(tmp_path / "code.h5")
+    made.rmdir()  # building it ran it
+    # Both an HDF5 file and, from its end, a zip archive with an honest model.
+    (tmp_path / "both.h5").write_bytes((tmp_path / "code.h5").read_bytes() + (saved / "model.keras").read_bytes())
+    (tmp_path / "code.keras").write_bytes((tmp_path / "code.h5").read_bytes())
+
+    for name in ("imports.keras", "code.h5", "both.h5", "code.keras"):
+        for load in (load_model, lambda path: load_weights(other_model, path)):
+            with pytest.raises(WeightFileError, match=name):
+                load(tmp_path / name)
+    assert not made.exists()
+    importlib.import_module("hostile")
+    assert made.exists()  # it would have been
+
+
+def test_other_models_are_refused_by_name(tmp_path):
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(tmp_path / "other.keras")
+    with pytest.raises(WeightFileError, match=r"other\.keras holds a Sequential, not a RefineDet"):
+        load_model(tmp_path / "other.keras")
