@@ -12,7 +12,7 @@ from refinedet_tf.weights.assign import is_detector_layer, named_variables
 from tests.weights.caffe_writer import write_caffemodel
 from tests.weights.random_nets import random_resnet101
 from tests.weights.reference_graph import refinedet, to_bgr
-from tests.weights.test_import_vgg16 import assert_same_outputs, draw_image
+from tests.weights.test_import_vgg16 import assert_same_outputs, assert_saved_and_exported, draw_image
 
 CLASSES = 21
 
@@ -53,10 +53,12 @@ def test_the_network_of_the_test_has_the_published_layers(net):
     assert sum(len(blobs) == 3 for blobs in net.values()) == 155
 
 
-def test_caffe_weights_give_the_outputs_of_the_network_at_320(model, net, caffe_file):
+def test_caffe_weights_give_the_outputs_of_the_network_at_320_also_saved_and_exported(
+    model, net, caffe_file, tmp_path
+):
     report = load_weights(model, caffe_file)
     assert report.family == "RefineDet on ResNet-101 (Caffe)"
-    assert len(report.loaded) == len(model.variables) and not report.kept
+    assert len(report.loaded) == sum(map(len, net.values())) - 155 and not report.kept  # no factors
     assert set(report.used) == set(net) and not report.unused
     assert report.transform_counts() == {
         "transposed": 171,
@@ -64,7 +66,9 @@ def test_caffe_weights_give_the_outputs_of_the_network_at_320(model, net, caffe_
         "copied": 2 * 155 + 16,  # scales and shifts, and the biases of the heads
     }
     image = draw_image(320)
-    assert_same_outputs(model(image[None]), refinedet(to_bgr(image), net, CLASSES))
+    expected = refinedet(to_bgr(image), net, CLASSES)
+    assert_same_outputs(model(image[None]), expected)
+    assert_saved_and_exported(model, image, expected, tmp_path)
 
 
 def test_the_classification_network_fills_the_trunk_and_nothing_else(model, net, tmp_path):
@@ -84,6 +88,25 @@ def test_the_classification_network_fills_the_trunk_and_nothing_else(model, net,
     mean, _, factor = trunk["bn4b22_branch2b"]
     np.testing.assert_allclose(variables["bn4b22_branch2b/moving_mean"], mean / factor, rtol=1e-6)
     np.testing.assert_array_equal(variables["bn4b22_branch2b/gamma"], trunk["scale4b22_branch2b"][0])
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        # Some residual networks have convolutions with biases, or normalisations without Scale layers.
+        ({"res3a_branch1": 1}, "'res3a_branch1' has 2 arrays in the file, not 1: weights"),
+        ({"scale3a_branch1": -1}, "'bn3a_branch1' has 1 arrays in the file, not 2: scale and shift"),
+        ({"bn3a_branch1": -1}, r"'bn3a_branch1': a BatchNorm layer has blobs of shape \(C,\), \(C,\) and \(1,\), not"),
+    ],
+)
+def test_layers_with_more_or_fewer_blobs_are_named(model, net, change, message, tmp_path):
+    ((name, difference),) = change.items()
+    blobs = [*net[name], np.zeros(len(net[name][0]), np.float32)] if difference > 0 else net[name][:difference]
+    write_caffemodel(tmp_path / "file", {**trunk_of(net), name: blobs})
+    before = model.get_layer("conv1").kernel.numpy()
+    with pytest.raises(WeightFileError, match=message):
+        load_weights(model, tmp_path / "file")
+    np.testing.assert_array_equal(model.get_layer("conv1").kernel, before)
 
 
 def test_other_depths_and_other_backbones_are_refused(model, net, tmp_path):

@@ -22,7 +22,7 @@ VOC = [
 OUTPUTS = ("arm_objectness", "arm_offsets", "odm_classes", "odm_offsets")
 
 
-def config(size=320):
+def config(size):
     return ModelConfig(classes=VOC, input_size=[size, size])
 
 
@@ -40,6 +40,16 @@ def assert_same_outputs(outputs, expected, tolerance=1e-4):
         assert difference < tolerance * np.abs(expected[name]).max(), name
 
 
+def assert_saved_and_exported(model, image, expected, folder):
+    """A .keras file and a SavedModel of a model give these outputs, too."""
+    model.save(folder / "model.keras")
+    copy = load_model(folder / "model.keras")
+    assert_same_outputs(copy(image[None]), expected)
+    copy.export(folder / "exported")
+    raw = tf.saved_model.load(folder / "exported").signatures["serving_raw"]
+    assert_same_outputs(raw(images=tf.constant(image[None].astype(np.uint8))), expected)
+
+
 @pytest.fixture(scope="module")
 def net():
     return random_vgg16(1, CLASSES)
@@ -53,14 +63,19 @@ def caffe_file(net, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model():
-    return RefineDet(config())
-
-
-@pytest.fixture(scope="module")
 def small_model():
     """For tests that do not call it."""
     return RefineDet(config(64))
+
+
+@pytest.fixture(scope="module", params=[320, 512])
+def size(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(size):
+    return RefineDet(config(size))
 
 
 @pytest.fixture(scope="module")
@@ -69,51 +84,43 @@ def caffe_report(model, caffe_file):
 
 
 @pytest.fixture(scope="module")
-def expected(net):
-    return refinedet(to_bgr(draw_image(320)), net, CLASSES)
+def expected(size, net):
+    return refinedet(to_bgr(draw_image(size)), net, CLASSES)
 
 
-def test_caffe_weights_give_the_outputs_of_the_network_at_320(model, caffe_report, expected):
-    assert_same_outputs(model(draw_image(320)[None]), expected)
+def number_of_blobs(net):
+    return sum(map(len, net.values()))
 
 
-def test_the_comparison_sees_a_wrong_channel_order(model, caffe_report, expected):
+def test_caffe_weights_give_the_outputs_of_the_network(size, model, caffe_report, expected):
+    assert_same_outputs(model(draw_image(size)[None]), expected)
+
+
+def test_the_channel_order_counts(size, model, caffe_report, expected):
     with pytest.raises(AssertionError):
-        assert_same_outputs(model(draw_image(320)[None, :, :, ::-1]), expected)
+        assert_same_outputs(model(draw_image(size)[None, :, :, ::-1]), expected)
 
 
-def test_caffe_weights_give_the_outputs_of_the_network_at_512(net, caffe_file):
-    model = RefineDet(config(512))
-    load_weights(model, caffe_file)
-    image = draw_image(512)
-    assert_same_outputs(model(image[None]), refinedet(to_bgr(image), net, CLASSES))
-
-
-def test_every_layer_of_the_caffe_file_is_used_and_every_variable_loaded(model, net, caffe_report):
+def test_every_layer_of_the_caffe_file_is_used_and_every_variable_loaded(net, caffe_report):
     assert caffe_report.family == "RefineDet on VGG-16 (Caffe)"
-    assert len(caffe_report.loaded) == len(model.variables) and not caffe_report.kept
+    assert len(caffe_report.loaded) == number_of_blobs(net) and not caffe_report.kept
     assert set(caffe_report.used) == set(net) and not caffe_report.unused
     kernels, scales = sum(len(blobs) == 2 for blobs in net.values()), 2
     assert caffe_report.transform_counts() == {"transposed": kernels, "copied": kernels + scales}
 
 
-def test_a_saved_model_and_its_export_give_the_same_outputs(model, caffe_report, expected, tmp_path):
-    model.save(tmp_path / "model.keras")
-    copy = load_model(tmp_path / "model.keras")
-    image = draw_image(320)[None]
-    assert_same_outputs(copy(image), expected)
-    copy.export(tmp_path / "exported")
-    raw = tf.saved_model.load(tmp_path / "exported").signatures["serving_raw"]
-    assert_same_outputs(raw(images=tf.constant(image.astype(np.uint8))), expected)
+def test_a_saved_model_and_its_export_give_the_same_outputs(size, model, caffe_report, expected, tmp_path):
+    assert_saved_and_exported(model, draw_image(size), expected, tmp_path)
 
 
-def test_pytorch_weights_give_the_outputs_of_the_network_on_rgb(model, net, tmp_path):
+def test_pytorch_weights_give_the_outputs_of_the_network_on_rgb(size, model, net, tmp_path):
     write_checkpoint(tmp_path / "weights", as_state_dict(net))
     report = load_weights(model, tmp_path / "weights")
     assert report.family == "RefineDet on VGG-16 (PyTorch, luuuyi)"
-    assert len(report.loaded) == len(model.variables) and not report.unused
+    assert len(report.loaded) == number_of_blobs(net) and not report.unused and not report.kept
+    assert sum(report.transform_counts().values()) == len(report.loaded)
     assert report.transforms["conv1_1/kernel"] == "transposed, input channels reversed"
-    image = draw_image(320)
+    image = draw_image(size)
     assert_same_outputs(model(image[None]), refinedet(to_rgb(image), net, CLASSES))
 
 

@@ -17,6 +17,8 @@ from tests.conftest import PROJECT
 IMAGENET = PROJECT.parent / "shared" / "weights"
 CLASS_VARIABLES = [f"odm{k}_classes_pointwise/{kind}" for k in (3, 4, 5, 6) for kind in ("kernel", "bias")]
 FORMS = ("model.keras", "model.weights.h5", "model.h5", "model.npz")
+if not hasattr(keras, "ops"):  # Keras 2 writes no names into .weights.h5
+    FORMS = ("model.keras", "model.h5", "model.npz")
 
 
 def values(model):
@@ -63,8 +65,13 @@ def renamed_model(tiny_config):
     return RefineDet(ModelConfig(**{**vars(tiny_config), "classes": ["star", "moon", "circle", "sun"]}))
 
 
+def number_of_variables(model):
+    """Without those of its metrics, which Keras 2 counts among them."""
+    return sum(len(layer.weights) for layer in model.layers)
+
+
 def test_every_variable_has_a_name_of_its_own(tiny_model):
-    assert len(named_variables(tiny_model)) == len(tiny_model.variables)
+    assert len(named_variables(tiny_model)) == number_of_variables(tiny_model)
 
 
 def test_variables_of_layers_made_of_layers_are_told_apart():
@@ -77,13 +84,13 @@ def test_variables_of_layers_made_of_layers_are_told_apart():
         "width_coefficient": 1.0, "depth_coefficient": 1.0,
     })  # fmt: skip
     model = RefineDet(ModelConfig(classes=["a"], input_size=[64, 64], backbone=backbone, width=8))
-    assert len(named_variables(model)) == len(model.weights)
+    assert len(named_variables(model)) == number_of_variables(model)
     assert any(":" in name for name in named_variables(model))
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_saved_model_hands_on_all_its_weights(form, saved, tiny_model, other_model):
-    assert load_weights(other_model, saved / form).transform_counts() == {"copied": len(tiny_model.variables)}
+    assert load_weights(other_model, saved / form).transform_counts() == {"copied": number_of_variables(tiny_model)}
     assert_unchanged(other_model, values(tiny_model))
 
 
@@ -246,22 +253,21 @@ def test_hostile_and_broken_files_are_refused(other_model, saved, tmp_path):
         archive.writestr("conv1/kernel.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
     (tmp_path / "text.npz").write_text("no archive")
     (tmp_path / "empty.h5").write_bytes(b"")
-    with h5py.File(tmp_path / "other.h5", "w") as file:
-        file["numbers"] = np.zeros(3)
     with h5py.File(tmp_path / "huge.weights.h5", "w") as file:  # takes no room until it is read
         values_of_layer = file.create_group("layers/conv2d/vars")
         values_of_layer.attrs["name"] = "odm3_offsets"
         values_of_layer.create_dataset("0", shape=(10**12,), dtype="f4", chunks=(1024,))
-    with h5py.File(tmp_path / "link.weights.h5", "w") as file:
-        values_of_layer = file.create_group("layers/conv2d/vars")
+    with h5py.File(tmp_path / "numbers.h5", "w") as file, h5py.File(tmp_path / "link.weights.h5", "w") as link:
+        file["numbers"] = np.zeros(3)
+        values_of_layer = link.create_group("layers/conv2d/vars")
         values_of_layer.attrs["name"] = "odm3_offsets"
-        values_of_layer["0"] = h5py.ExternalLink(saved / "model.weights.h5", "layers/conv2d/vars/0")
+        values_of_layer["0"] = h5py.ExternalLink(tmp_path / "numbers.h5", "numbers")
     for form in FORMS:
         whole = (saved / form).read_bytes()
         (tmp_path / f"half.{form}").write_bytes(whole[: len(whole) // 2])
     before = values(other_model)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert len(names) == 12
+    assert len(names) == 8 + len(FORMS)
     for name in [*names, "missing.npz"]:
         with pytest.raises(WeightFileError, match=name):
             load_weights(other_model, tmp_path / name)
@@ -279,7 +285,8 @@ def test_a_model_file_executes_nothing(other_model, saved, tmp_path, monkeypatch
         archive.writestr("metadata.json", "{}")
         archive.writestr("model.weights.h5", b"")
 
-    mkdir = keras.layers.Lambda(lambda x, path=os.fspath(made): (__import__("os").mkdir(path), x)[1])
+    where = os.fspath(made)
+    mkdir = keras.layers.Lambda(lambda x, path=where: (__import__("os").mkdir(path), x)[1])
     keras.Sequential([keras.Input((3,)), mkdir]).save(tmp_path / "code.h5")
     made.rmdir()  # building it ran it
     # Both an HDF5 file and, from its end, a zip archive with an honest model.
