@@ -5,10 +5,17 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
+from refinedet_tf.config import ModelConfig
 from refinedet_tf.losses import RefineDetLoss
 from refinedet_tf.model import build_model
 from refinedet_tf.ops.boxes import decode
+from refinedet_tf.serving.tflite import convert_tflite
 
+SWITCHES = {
+    "no negative anchor filter": {"objectness_threshold": 0.0},
+    "one step": {"two_step_regression": False},
+    "no transfer connection": {"transfer_connection": False},
+}
 # The rows of the paper's table that change the graph; both are without the negative anchor filter too, which is a mere
 # threshold.
 NO_TWO_STEPS = {"objectness_threshold": 0.0, "two_step_regression": False}
@@ -75,12 +82,18 @@ def test_losses_are_those_of_the_plain_anchors_without_the_arms_box_loss(model, 
     assert losses["odm_positives"] == losses["arm_positives"] > 0
 
 
-def test_training_lowers_the_loss_and_saving_keeps_the_ablation(model, tiny_images, tmp_path):
-    model.compile(keras.optimizers.Adam(3e-3), run_eagerly=True)
+def train(model, images, steps, rate=3e-3):
+    """Losses of steps on one batch."""
+    model.compile(keras.optimizers.Adam(rate), run_eagerly=True)
     losses = []
-    for _ in range(4):
+    for _ in range(steps):
         model.reset_metrics()
-        losses.append(model.train_on_batch(tiny_images, TARGETS, return_dict=True)["loss"])
+        losses.append(model.train_on_batch(images, TARGETS, return_dict=True)["loss"])
+    return losses
+
+
+def test_training_lowers_the_loss_and_saving_keeps_the_ablation(model, tiny_images, tmp_path):
+    losses = train(model, tiny_images, 4)
     assert losses[-1] < 0.9 * losses[0]
 
     model.save(tmp_path / "model.keras")
@@ -91,17 +104,34 @@ def test_training_lowers_the_loss_and_saving_keeps_the_ablation(model, tiny_imag
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
-def test_exported_model_gives_the_detections_of_the_live_one(tiny_config, tiny_images, tmp_path):
-    model = build_model(dataclasses.replace(tiny_config, **ROWS["no transfer connection"]))
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_each_switch_alone_trains_and_is_exported(switch, tiny_config, tiny_images, tmp_path):
+    keras.utils.set_random_seed(0)
+    # On the paper's backbone, whose few layers are also the quickest to export.
+    model = build_model(ModelConfig(classes=tiny_config.classes, input_size=[64, 128], width=16, **SWITCHES[switch]))
+    losses = train(model, tiny_images, 2, rate=1e-5)
+    assert np.isfinite(losses).all() and losses[1] < losses[0]
+
     model.export(tmp_path / "saved_model")
-    served = tf.saved_model.load(tmp_path / "saved_model").signatures["serving_default"]
+    served = tf.saved_model.load(tmp_path / "saved_model").signatures
     pixels = tf.cast(tiny_images[:1], tf.uint8)
-    (name,) = served.structured_input_signature[1]
-    outputs = served(**{name: pixels})
-    expected = model.detect(tf.cast(pixels, tf.float32))
+    images = tf.cast(pixels, tf.float32)
+    raw, expected = served["serving_raw"](images=pixels), model(images)
+    for name, value in expected.items():
+        np.testing.assert_allclose(raw[name], value, atol=1e-5 * np.abs(value).max(), err_msg=name)
+    outputs, expected = served["serving_default"](images=pixels), model.detect(images)
     np.testing.assert_allclose(outputs["detection_scores"], expected["scores"], atol=1e-5)
     count = int(expected["num_detections"][0])
     assert count > 0
     # Exported boxes have rows first and are clipped to the image.
     boxes = tf.clip_by_value(tf.gather(expected["boxes"], [1, 0, 3, 2], axis=-1), 0, 1)
     np.testing.assert_allclose(outputs["detection_boxes"][:, :count], boxes[:, :count], atol=1e-4)
+
+
+def test_a_tflite_file_has_the_ablations_in_it(tiny_config, tiny_images, tmp_path):
+    model = build_model(dataclasses.replace(tiny_config, **ROWS["no transfer connection"]))
+    (tmp_path / "model.tflite").write_bytes(convert_tflite(model, postprocess="none", input_type="float32"))
+    interpreter = tf.lite.Interpreter(str(tmp_path / "model.tflite"))
+    outputs = interpreter.get_signature_runner()(images=tiny_images[:1])
+    for name, value in model(tiny_images[:1]).items():
+        np.testing.assert_allclose(outputs[name], value, atol=1e-5 * max(np.abs(value).max(), 1), err_msg=name)
