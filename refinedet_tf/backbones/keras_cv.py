@@ -66,11 +66,16 @@ def without_download(config: BackboneConfig) -> BackboneConfig:
         return config
     network = _network(config, {}, load_weights=False)
     arguments = {
-        key: value
+        key: _plain(value)
         for key, value in network.get_config().items()
         if key not in ("name", "trainable", "input_shape", "input_tensor")
     }
     return dataclasses.replace(config, preset_or_class=type(network).__name__, arguments=arguments)
+
+
+def _plain(value: Any) -> Any:
+    """The value without the wrappers that Keras 2 puts around the lists of a model."""
+    return [_plain(one) for one in value] if isinstance(value, list) else value
 
 
 def _network(config: BackboneConfig, arguments: dict[str, Any], load_weights: bool | None = None) -> keras.Model:
@@ -87,7 +92,9 @@ def _network(config: BackboneConfig, arguments: dict[str, Any], load_weights: bo
         if tf.io.gfile.isdir(name):
             return keras_cv.models.Backbone.from_preset(name, load_weights=load_weights, **arguments)
     except Exception as error:  # KerasCV's constructors and downloads raise whatever they come across
-        raise ConfigError(f"{KEY} = {name!r}: KerasCV cannot build it: {error}") from error
+        # Also ResNet50V2Backbone and its like are presets, which KerasCV downloads.
+        advice = "" if config.arguments else " (a preset is downloaded; a class with arguments is not)"
+        raise ConfigError(f"{KEY} = {name!r}: KerasCV cannot build it{advice}: {error}") from error
     presets = {preset for backbone in classes.values() for preset in backbone.presets}
     nearest = difflib.get_close_matches(name, [*classes, *presets], n=1)
     hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""

@@ -28,6 +28,18 @@ NETWORKS = {
         "stackwise_se_ratio": [0.25, None, 0.25, 0.25, 0.25],
         "stackwise_activation": ["relu", "relu", "hard_swish", "hard_swish", "hard_swish"],
     },
+    "EfficientNetV2Backbone": {
+        "stackwise_kernel_sizes": [3] * 6,
+        "stackwise_num_repeats": [1] * 6,
+        "stackwise_input_filters": [8] * 6,
+        "stackwise_output_filters": [8] * 6,
+        "stackwise_expansion_ratios": [2] * 6,
+        "stackwise_squeeze_and_excite_ratios": [0.0, 0.0, 0.0, 0.25, 0.25, 0.25],
+        "stackwise_strides": [1, 2, 2, 2, 1, 2],
+        "stackwise_conv_types": ["fused"] * 3 + ["unfused"] * 3,
+        "width_coefficient": 1.0,
+        "depth_coefficient": 1.0,
+    },
 }
 PIXELS = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
 
@@ -76,8 +88,7 @@ def test_maps_are_the_pyramid_levels_of_the_network(name, preprocessing):
         np.testing.assert_allclose(actual, value, rtol=1e-5, atol=1e-5 * np.ptp(value))
 
 
-# The first holds its convolutions inside larger layers, the second some without names of their own.
-@pytest.mark.parametrize("name", ["CSPDarkNetBackbone", "MobileNetV3Backbone"])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_saved_detector_gives_equal_predictions(name, tmp_path):
     model = detector(backbone_config(name))
     model.save(tmp_path / "model.keras")
@@ -120,6 +131,18 @@ def test_preset_brings_its_weights_and_a_saved_detector_does_without_it(tmp_path
     json.dumps(model.get_config())
 
 
+@pytest.mark.parametrize("name", ["resnet50_v2_imagenet", "ResNet50V2Backbone"])
+def test_a_failed_download_is_said(name, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError("Failed to resolve 'api.kaggle.com'")
+
+    monkeypatch.setattr(keras_cv.models.ResNetV2Backbone, "from_preset", fail)
+    config = BackboneConfig("keras_cv", preset_or_class=name)
+    message = rf"{name}': KerasCV cannot build it \(a preset is downloaded; .*\): Failed to resolve"
+    with pytest.raises(ConfigError, match=message):
+        build_backbone(keras.Input((64, 64, 3)), config)
+
+
 def test_arguments_of_a_recipe_are_read_back_as_they_were(tmp_path):
     for name in NETWORKS:
         recipe = Recipe(model=ModelConfig(classes=["a"], backbone=backbone_config(name)))
@@ -133,7 +156,7 @@ def test_arguments_of_a_recipe_are_read_back_as_they_were(tmp_path):
         ("ResNet50V2Backbon", "did you mean 'ResNet50V2Backbone'.*its classes are CSPDarkNetLBackbone"),
         ("resnet50_v2_imagenett", "did you mean 'resnet50_v2_imagenet'"),
         ("Backbone", "no such class"),
-        ("ResNetV2Backbone", "KerasCV cannot build it: .*stackwise_filters"),
+        ("ResNetV2Backbone", "KerasCV cannot build it .*stackwise_filters"),
     ],
 )
 def test_backbones_that_kerascv_cannot_give_are_named(name, message):
