@@ -25,6 +25,7 @@ BACKBONES = (
     "keras_cv",
 )
 PREPROCESSING_MODES = ("caffe", "tf", "torch", "none")
+RESIZE_MODES = ("warp", "letterbox")
 UPSAMPLING = ("deconvolution", "resize")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("multistep", "cosine")
@@ -85,6 +86,8 @@ class ModelConfig:
     Attributes:
         classes: names of the object classes, in the order of their indices; background is not among them.
         input_size: height and width in pixels, multiples of 64.
+        resize: how images get to that size: `warp`, the paper's way, whatever their aspect ratio, or `letterbox`, in
+            their aspect ratio with the mean colour around them. Boxes always belong to the image as it was.
         backbone: the network below.
         width: channels of the transfer connection blocks, P3 to P6.
         separable: 3x3 convolutions of transfer connection blocks and heads are depthwise-separable.
@@ -109,6 +112,7 @@ class ModelConfig:
 
     classes: list[str] = MISSING
     input_size: list[int] = field(default_factory=lambda: [320, 320])
+    resize: str = "warp"
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     width: int = 256
     separable: bool = False
@@ -309,6 +313,7 @@ def validate_model(model: ModelConfig) -> None:
     sizes = list(model.input_size)
     multiples = len(sizes) == 2 and all(side > 0 and side % 64 == 0 for side in sizes)
     _check(multiples, "model.input_size", sizes, "must be [height, width], both multiples of 64")
+    _check_choice("model.resize", model.resize, RESIZE_MODES)
     _validate_backbone(model.backbone)
     _check(model.width > 0, "model.width", model.width, "must be positive")
     _check_choice("model.upsampling", model.upsampling, UPSAMPLING)

@@ -10,7 +10,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from refinedet_tf.data.examples import DataError
 from refinedet_tf.model import RefineDet
-from refinedet_tf.ops.images import resize
+from refinedet_tf.ops.images import boxes_to_image, resize
 from refinedet_tf.serving import read_labels
 from refinedet_tf.serving.tflite_model import TFLiteModel
 from refinedet_tf.weights import WeightFileError, load_model
@@ -63,7 +63,9 @@ class Detector:
 
         @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
         def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            return model.detect(resize(images, model.config.input_size))
+            size, mode = model.config.input_size, model.config.resize
+            found = model.detect(resize(images, size, mode))
+            return {**found, "boxes": boxes_to_image(found["boxes"], tf.shape(images)[1:3], size, mode)}
 
         return cls(run, list(model.config.classes))
 
@@ -104,6 +106,7 @@ class Detector:
         Args:
             image: uint8 RGB `[h, w, 3]` of any size, or an image file.
             score_threshold: lower scores are left out, besides those that the model's own threshold leaves out.
+                Boxes beside the image are left out, too.
 
         Raises:
             DataError: the file is no readable image, or the array no uint8 RGB image.
@@ -115,7 +118,9 @@ class Detector:
         found = {name: value[0].numpy() for name, value in self._run(tf.constant(image[np.newaxis])).items()}
         keep = np.arange(len(found["scores"])) < found["num_detections"]
         keep &= found["scores"] >= score_threshold
-        return Detections(np.clip(found["boxes"][keep], 0, 1), found["scores"][keep], found["classes"][keep])
+        boxes = np.clip(found["boxes"], 0, 1)
+        keep &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        return Detections(boxes[keep], found["scores"][keep], found["classes"][keep])
 
     def predict(self, images: tf.data.Dataset) -> dict[str, np.ndarray]:
         """Detections of all images of a data set of batches, uint8 `[b, h, w, 3]`, as `keras.Model.predict` gives."""

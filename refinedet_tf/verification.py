@@ -22,7 +22,7 @@ from refinedet_tf.detector import Detections, Detector, pad_detections
 from refinedet_tf.evaluation.evaluator import evaluate
 from refinedet_tf.model import RefineDet
 from refinedet_tf.ops.boxes import pairwise_iou
-from refinedet_tf.ops.images import resize
+from refinedet_tf.ops.images import boxes_to_image, resize
 from refinedet_tf.serving.decoder import decode_detections
 from refinedet_tf.serving.tflite_model import TFLiteModel
 
@@ -110,8 +110,8 @@ def verify(
     for path in map(Path, paths):
         for name, is_exact, rounds, load in _forms(path, model):
             # A file that takes uint8 sees rounded pixels, so the model has to see these as well.
-            seen = [_rounded(image, model) if rounds else image for image in images]
-            expected = [live.detect(image) for image in seen]
+            detector = _rounding_detector(model) if rounds else live
+            expected = [detector.detect(image) for image in images]
             results.append(_compare(name, is_exact, _bytes(path), load, images, expected, ap, measure_ap))
     return results
 
@@ -275,8 +275,16 @@ def _average_precision(detector: Detector, examples: Sequence[Example]) -> float
     return float(evaluate(detector.predict, examples, detector.classes, image_pipeline(examples)).mean_ap_area)
 
 
-def _rounded(image: np.ndarray, model: RefineDet) -> np.ndarray:
-    return tf.cast(tf.round(resize(image, model.config.input_size)), tf.uint8).numpy()
+def _rounding_detector(model: RefineDet) -> Detector:
+    """`Detector.from_model`, but the pixels of the model's input are rounded."""
+    size, mode = model.config.input_size, model.config.resize
+
+    @tf.function(reduce_retracing=True)
+    def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        found = model.detect(tf.round(resize(images, size, mode)))
+        return {**found, "boxes": boxes_to_image(found["boxes"], tf.shape(images)[1:3], size, mode)}
+
+    return Detector(run, list(model.config.classes))
 
 
 def _above(detections: Detections) -> Detections:

@@ -29,6 +29,7 @@ CHANGED = Config(
     model=ModelConfig(
         classes=["cat", "dog"],
         input_size=[128, 192],
+        resize="letterbox",
         backbone=BackboneConfig(
             "mobilenet_v1", 0.5, preprocessing="torch", frozen_stages=2, freeze_batch_norm=True
         ),
@@ -234,6 +235,7 @@ def test_values_of_the_wrong_kind_are_named(write, override, words):
         ("model.backbone.arguments", "{a: 1}", "leave it out for vgg16"),
         ("model.backbone.preprocessing", "cafe", "did you mean 'caffe'?"),
         ("model.backbone.frozen_stages", -1, "must not be negative"),
+        ("model.resize", "leterbox", "did you mean 'letterbox'?"),
         ("model.upsampling", "resized", "did you mean 'resize'?"),
         ("model.width", 0, "must be positive"),
         ("model.anchor_sizes", [32.0, 64.0, 128.0], "four positive sizes"),

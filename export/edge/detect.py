@@ -16,6 +16,8 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from PIL import Image
 
+MEAN_COLOUR = (123, 117, 104)  # RGB, around an image whose aspect ratio is kept
+
 
 class Detector:
     """A TFLite file of this project.
@@ -38,8 +40,14 @@ class Detector:
     def detect(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Boxes (xmin, ymin, xmax, ymax), relative to the image, scores and classes of RGB uint8 `[h, w, 3]`."""
         form = self._settings["input"]
-        resized = resize(image, form["height"], form["width"])
-        pixels = np.rint(resized) if form["type"] == "uint8" else resized
+        # The part of the input that shows the image: all of it, or with its aspect ratio in the middle.
+        top, left, height, width = 0, 0, form["height"], form["width"]
+        if form["resize"] == "letterbox":
+            height, width = fitted_size(*image.shape[:2], height, width)
+            top, left = (form["height"] - height) // 2, (form["width"] - width) // 2
+        pixels = np.full((form["height"], form["width"], 3), MEAN_COLOUR, np.float32)
+        pixels[top : top + height, left : left + width] = resize(image, height, width)
+        pixels = np.rint(pixels) if form["type"] == "uint8" else pixels
         outputs = self._run(images=pixels.astype(form["type"])[np.newaxis])
         if self._settings["postprocess"] == "none":
             from decode_detections import decode_detections
@@ -52,7 +60,16 @@ class Detector:
                 "scores": outputs["detection_scores"][0, :count],
                 "classes": outputs["detection_classes"][0, :count].astype(np.int32),
             }
-        return {**found, "boxes": np.clip(found["boxes"], 0, 1)}
+        boxes = found["boxes"] * ((form["width"], form["height"]) * 2)
+        boxes = (boxes - (left, top, left, top)) / (width, height, width, height)
+        return {**found, "boxes": np.clip(boxes, 0, 1)}
+
+
+def fitted_size(height: int, width: int, max_height: int, max_width: int) -> tuple[int, int]:
+    """Height and width of an image that is made as large as fits."""
+    fitted_height = (2 * height * max_width + width) // (2 * width)
+    fitted_width = (2 * width * max_height + height) // (2 * height)
+    return max(1, min(fitted_height, max_height)), max(1, min(fitted_width, max_width))
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:

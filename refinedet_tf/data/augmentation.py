@@ -18,14 +18,13 @@ from refinedet_tf.config import AugmentationConfig
 from refinedet_tf.ops import images as image_ops
 from refinedet_tf.ops.boxes import pairwise_iou
 
-MEAN_COLOUR = (123, 117, 104)  # of ImageNet, RGB; the canvas of `expand`
 CROP_MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # one sampler each; with 0 any crop of an image with objects will do
 CROP_TRIALS = 50
 RESIZE_METHODS = ("bilinear", "area", "nearest", "bicubic", "lanczos3")
 
 
 def augment(image: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor, config: AugmentationConfig,
-            size: Sequence[int], seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            size: Sequence[int], seed: tf.Tensor, resize: str = "warp") -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Applies the steps that `config` enables in the paper's order: colours, expand, crop, resize, flip.
 
     Args:
@@ -35,6 +34,7 @@ def augment(image: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor, config: Augm
         config: which steps to take.
         size: height and width of the result in pixels.
         seed: integers `[2]`.
+        resize: `warp` or `letterbox`, what becomes of the aspect ratio that the crop has.
 
     Returns:
         The image, float32 `[height, width, 3]`, with the boxes `[k, 4]` and classes `[k]` that are left in it.
@@ -51,7 +51,11 @@ def augment(image: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor, config: Augm
     if config.photometric:
         image = photometric_distortion(image, seeds[0])
     image = _filled(image, visible, window)
-    image = random_resize(image, size, seeds[3]) if config.random_interpolation else image_ops.resize(image, size)
+    window_size = tf.shape(image)[:2]
+    shown = image_ops.shown_size(window_size, size, resize)
+    image = random_resize(image, shown, seeds[3]) if config.random_interpolation else image_ops.resize(image, shown)
+    image = image_ops.pad(image, size, resize)
+    boxes = image_ops.boxes_to_input(boxes, window_size, size, resize)
     if config.flip:
         image, boxes = random_flip(image, boxes, seeds[4])
     return image, boxes, classes
@@ -159,7 +163,7 @@ def _scaled(length: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
 
 def _plain(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
     """Pixels of the mean colour, uint8 `[height, width * 3]`."""
-    row = tf.tile(tf.constant(MEAN_COLOUR, tf.uint8), [width])
+    row = tf.tile(tf.constant(image_ops.MEAN_COLOUR, tf.uint8), [width])
     return tf.broadcast_to(row, [height, width * 3])
 
 

@@ -17,6 +17,7 @@ from refinedet_tf.config import Config
 from refinedet_tf.data.examples import Defect, Example, ExampleSet
 from refinedet_tf.ops.anchors import generate_anchors
 from refinedet_tf.ops.boxes import pairwise_iou
+from refinedet_tf.ops.images import boxes_to_input
 
 COVERAGE_IOU = 0.5
 SIZE_BOUNDS = (16, 32, 64, 128, 256)  # sides of boxes in pixels of the network's input
@@ -122,7 +123,11 @@ def _describe(example_set: ExampleSet, config: Config) -> dict[str, Any]:
 def _coverage_by_size(examples: Sequence[Example], config: Config) -> list[dict[str, Any]]:
     """For each range of sizes, how many boxes (without crowds) there are and how many are reached."""
     height, width = config.model.input_size
-    boxes = np.concatenate([example.boxes[~example.crowd] for example in examples])
+    boxes = np.concatenate([
+        boxes_to_input(example.boxes[~example.crowd], (example.height, example.width), (height, width),
+                       config.model.resize)
+        for example in examples
+    ])
     reached = anchor_coverage(boxes, (height, width), config.model.anchor_sizes) >= COVERAGE_IOU
     sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * width * (boxes[:, 3] - boxes[:, 1]) * height)
     ranges = np.digitize(sides, SIZE_BOUNDS)

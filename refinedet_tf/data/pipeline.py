@@ -15,7 +15,8 @@ from refinedet_tf.ops import images as image_ops
 
 def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], batch_size: int,
                       augmentation: AugmentationConfig, max_boxes: int, seed: int,
-                      cache: bool = False, *, drop_remainder: bool = True, deterministic: bool = True,
+                      cache: bool = False, *, resize: str = "warp", drop_remainder: bool = True,
+                      deterministic: bool = True,
                       shard: tuple[int, int] = (0, 1), epoch: Callable[[], int] | None = None) -> tf.data.Dataset:
     """Shuffled, augmented batches; one iteration is one epoch.
 
@@ -33,6 +34,7 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
         max_boxes: the first so many boxes of an example are used; `count_dropped_boxes` counts the others.
         seed: of order and augmentation.
         cache: keep the decoded images in memory.
+        resize: `warp` or `letterbox`, as in the model's configuration.
         drop_remainder: leave out the images that do not fill a batch at the end of an epoch; otherwise the last batch
             is smaller.
         deterministic: batches come in the order of the epoch; otherwise as soon as they are ready, with the same
@@ -71,7 +73,8 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
 
     def prepare(example: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         image, objects = image_of(example), slice(starts[example], starts[example + 1])
-        image, boxes, classes = augment(image, all_boxes[objects], all_classes[objects], augmentation, input_size, seed)
+        image, boxes, classes = augment(image, all_boxes[objects], all_classes[objects], augmentation, input_size, seed,
+                                        resize)
         # Crowds have taken part in the choice of the crop, as in the original; now they go.
         real = classes >= 0
         boxes, classes = tf.boolean_mask(boxes, real), tf.boolean_mask(classes, real)
@@ -95,20 +98,21 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
 
 
 def evaluation_pipeline(examples: Sequence[Example], input_size: Sequence[int],
-                        batch_size: int) -> tf.data.Dataset:
+                        batch_size: int, resize: str = "warp") -> tf.data.Dataset:
     """Batches of images in the order of the examples, resized as everywhere outside training.
 
     Args:
         examples: what to read.
         input_size: height and width of the images in pixels.
         batch_size: images of a batch; the last one has what is left.
+        resize: `warp` or `letterbox`, as in the model's configuration.
 
     Returns:
         Images, float32 `[b, height, width, 3]`, RGB, 0..255.
     """
     image_of = _image_decoder(examples)
     dataset = tf.data.Dataset.range(len(examples))
-    dataset = dataset.map(lambda index: image_ops.resize(image_of(index), input_size),
+    dataset = dataset.map(lambda index: image_ops.resize(image_of(index), input_size, resize),
                           num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
 

@@ -24,8 +24,8 @@ class Metadata:
 
     Attributes:
         classes: class names by index.
-        settings: `input` (name, type, height, width, and how pixels are normalised), `quantize`, `postprocess`, and the
-            thresholds that are, or for the raw predictions are to be, applied.
+        settings: `input` (name, type, height, width, how images get to that size and how pixels are normalised),
+            `quantize`, `postprocess`, and the thresholds that are, or for the raw predictions are to be, applied.
         anchors: float32 `[n, 4]` where the outputs are raw predictions, else None.
     """
 

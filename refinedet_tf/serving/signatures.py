@@ -13,7 +13,7 @@ from tensorflow import keras
 
 from refinedet_tf.config import ModelConfig, as_dict
 from refinedet_tf.ops.detections import decode_predictions, suppress
-from refinedet_tf.ops.images import decode, resize
+from refinedet_tf.ops.images import boxes_to_image, decode, resize
 from refinedet_tf.serving.frozen import frozen_network
 from refinedet_tf.serving.labels import LABELS, label_table, write_labels
 from refinedet_tf.serving.metadata import SETTINGS
@@ -43,7 +43,8 @@ def export_saved_model(model: keras.Model, path: str, weights: str = "variables"
     - `serving_bytes`: `image_bytes`, string `[b]`, JPEG or PNG files of any sizes; gives detections,
       `detection_class_names` string `[b, k]` (empty in padding) and `image_is_valid` bool `[b]`. A file that cannot be
       decoded has no detections and the flag false, and leaves the others alone.
-    - `serving_raw`: `images`; gives the model's four raw predictions and the `anchors`, `[b, n, 4]`.
+    - `serving_raw`: `images`; gives the model's four raw predictions and the `anchors`, `[b, n, 4]`, relative to the
+      image as it was sent, so that boxes decoded from them are, too.
     - `serving_tunable`: `images` and the scalars `score_threshold`, `iou_threshold` and `max_detections` (which is `k`
       then); gives detections.
 
@@ -95,20 +96,24 @@ def signatures(
         config: of the model.
         class_names: from int64 indices of any shape to names, empty for the padding's -1.
     """
-    settings = as_dict(config.detection)
+    settings, size, mode = as_dict(config.detection), config.input_size, config.resize
 
     def predict(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return network(resize(images, config.input_size))
+        return network(resize(images, size, mode))
+
+    def anchors_in(image_size: tf.Tensor) -> tf.Tensor:
+        # Decoding is relative to anchors: from those of the image as it was sent come boxes in it.
+        return boxes_to_image(anchors, image_size, size, mode)
 
     def boxes_and_scores(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return decode_predictions(predict(images), anchors, config.objectness_threshold)
+        return decode_predictions(predict(images), anchors_in(tf.shape(images)[1:3]), config.objectness_threshold)
 
     def serve_images(images: tf.Tensor) -> dict[str, tf.Tensor]:
         return serving_outputs(suppress(*boxes_and_scores(images), **settings))
 
     def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        images, is_valid = decode_batch(image_bytes, config.input_size)
-        boxes, scores = boxes_and_scores(images)
+        images, image_sizes, is_valid = decode_batch(image_bytes, size, mode)
+        boxes, scores = decode_predictions(network(images), anchors_in(image_sizes), config.objectness_threshold)
         scores = tf.where(is_valid[:, tf.newaxis, tf.newaxis], scores, 0.0)
         detections = suppress(boxes, scores, **settings)
         return {
@@ -120,7 +125,7 @@ def signatures(
     def serve_raw(images: tf.Tensor) -> dict[str, tf.Tensor]:
         predictions = predict(images)
         # One copy for each image: a server that batches requests takes outputs apart along the first dimension.
-        copies = tf.tile(anchors[tf.newaxis], [tf.shape(images)[0], 1, 1])
+        copies = tf.tile(anchors_in(tf.shape(images)[1:3])[tf.newaxis], [tf.shape(images)[0], 1, 1])
         return {**{name: predictions[name] for name in PREDICTION_NAMES}, "anchors": copies}
 
     def serve_tunable(
@@ -143,27 +148,34 @@ def signatures(
     }
 
 
-def decode_batch(contents: tf.Tensor, size: Sequence[int]) -> tuple[tf.Tensor, tf.Tensor]:
+def decode_batch(contents: tf.Tensor, size: Sequence[int], mode: str) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Decodes and resizes image files of any sizes.
 
     Args:
         contents: string `[b]`.
         size: height and width to make.
+        mode: `warp` or `letterbox`.
 
     Returns:
-        float32 `[b, *size, 3]`, RGB, 0..255, black where a file cannot be decoded; bool `[b]`, whether it can.
+        float32 `[b, *size, 3]`, RGB, 0..255, black where a file cannot be decoded; int32 `[b, 2]`, height and width of
+        the images as they were; bool `[b]`, whether a file can be decoded.
     """
-    blank = (tf.zeros([*size, 3]), tf.constant(False))
+    blank = (tf.zeros([*size, 3]), tf.constant(size, tf.int32), tf.constant(False))
 
-    def prepare(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return resize(decode(content), size), tf.constant(True)
+    def prepare(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        image = decode(content)
+        return resize(image, size, mode), tf.shape(image)[:2], tf.constant(True)
 
-    def decode_or_blank(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def decode_or_blank(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         # A data set of one file is the one place in a graph where an error can be caught.
         readable = tf.data.Dataset.from_tensors(content).map(prepare).ignore_errors()
         return readable.reduce(blank, lambda _, image: image)
 
-    signature = (tf.TensorSpec([*size, 3], tf.float32), tf.TensorSpec([], tf.bool))
+    signature = (
+        tf.TensorSpec([*size, 3], tf.float32),
+        tf.TensorSpec([2], tf.int32),
+        tf.TensorSpec([], tf.bool),
+    )
     return tf.map_fn(decode_or_blank, contents, fn_output_signature=signature)
 
 

@@ -46,8 +46,8 @@ def convert_tflite(
     """Converts a model to a TFLite file with metadata and one signature, `serving_default`.
 
     Its input is `images`, RGB, 0..255, `[1, *input_size, 3]`. Its outputs are with `postprocess="op"`
-    `detection_boxes` `[1, k, 4]` (ymin, xmin, ymax, xmax, relative, unclipped), `detection_classes` `[1, k]`,
-    `detection_scores` `[1, k]` and `num_detections` `[1]`, all float32; with `none` the four raw predictions.
+    `detection_boxes` `[1, k, 4]` (ymin, xmin, ymax, xmax, relative to that input, unclipped), `detection_classes`
+    `[1, k]`, `detection_scores` `[1, k]` and `num_detections` `[1]`, all float32; with `none` the four raw predictions.
 
     Args:
         model: a `RefineDet`.
@@ -85,7 +85,8 @@ def _settings(config: ModelConfig, quantize: str, postprocess: str, input_type: 
             "channels": "RGB",
             "range": [0, 255],
             "normalization": {"mean": 0, "std": 1},  # the file does what its backbone needs
-            "resize": "bilinear, half-pixel centres, no antialiasing, aspect ratio not kept",
+            "resize": config.resize,
+            "interpolation": "bilinear, half-pixel centres, no antialiasing",
         },
         "quantize": quantize,
         "postprocess": postprocess,
@@ -115,13 +116,14 @@ def _convert(model: keras.Model, quantize: str, postprocess: str, dtype: tf.DTyp
         if quantize == "float16":
             converter.target_spec.supported_types = [tf.float16]
         if quantize == "int8":
-            return _convert_to_int8(converter, [prepare_image(image, size, dtype)[np.newaxis] for image in images])
+            inputs = [prepare_image(image, size, model.config.resize, dtype)[np.newaxis] for image in images]
+            return _convert_to_int8(converter, inputs)
         return converter.convert()
 
 
-def prepare_image(image: np.ndarray, size: tuple[int, int], dtype: tf.DType) -> np.ndarray:
+def prepare_image(image: np.ndarray, size: tuple[int, int], mode: str, dtype: tf.DType) -> np.ndarray:
     """An image of any size as a TFLite file takes it: resized, and rounded where the input is uint8."""
-    resized = resize(image, size)
+    resized = resize(image, size, mode)
     return tf.cast(tf.round(resized) if dtype == tf.uint8 else resized, dtype).numpy()
 
 

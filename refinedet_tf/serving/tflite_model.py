@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import tensorflow as tf
 
+from refinedet_tf.ops.images import boxes_to_image
 from refinedet_tf.serving.decoder import decode_detections
 from refinedet_tf.serving.metadata import read_metadata
 from refinedet_tf.serving.tflite import MAX_THREADS, prepare_image
@@ -38,6 +39,7 @@ class TFLiteModel:
         self.metadata = read_metadata(path)
         self.max_detections = self.metadata.settings["max_detections"]
         self._input = self.metadata.settings["input"]
+        self._size = (self._input["height"], self._input["width"])
         num_threads = num_threads or min(os.cpu_count(), MAX_THREADS)
         self._interpreter = interpreter(model_path=os.fspath(path), num_threads=num_threads)
         self._run = self._interpreter.get_signature_runner("serving_default")
@@ -48,8 +50,7 @@ class TFLiteModel:
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """An image `[h, w, 3]` of any size, RGB, 0..255, as an input."""
-        size = (self._input["height"], self._input["width"])
-        return prepare_image(image, size, tf.as_dtype(self._input["type"]))[np.newaxis]
+        return prepare_image(image, self._size, self._input["resize"], tf.as_dtype(self._input["type"]))[np.newaxis]
 
     def detect(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Detections in one image `[h, w, 3]` of any size, in the form that `RefineDet.detect` gives, without padding.
@@ -60,10 +61,13 @@ class TFLiteModel:
         """
         outputs = self.run(self.prepare(image))
         if self.metadata.anchors is not None:
-            return decode_detections(outputs, self.metadata.anchors, self.metadata.settings)
-        count = int(outputs["num_detections"][0])
-        return {
-            "boxes": outputs["detection_boxes"][0, :count][:, [1, 0, 3, 2]],
-            "scores": outputs["detection_scores"][0, :count],
-            "classes": outputs["detection_classes"][0, :count].astype(np.int32),
-        }
+            found = decode_detections(outputs, self.metadata.anchors, self.metadata.settings)
+        else:
+            count = int(outputs["num_detections"][0])
+            found = {
+                "boxes": outputs["detection_boxes"][0, :count][:, [1, 0, 3, 2]],
+                "scores": outputs["detection_scores"][0, :count],
+                "classes": outputs["detection_classes"][0, :count].astype(np.int32),
+            }
+        boxes = boxes_to_image(found["boxes"], image.shape[:2], self._size, self._input["resize"])
+        return {**found, "boxes": np.asarray(boxes)}

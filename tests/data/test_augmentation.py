@@ -6,6 +6,7 @@ import tensorflow as tf
 
 from refinedet_tf.config import AugmentationConfig
 from refinedet_tf.data import augmentation
+from refinedet_tf.ops import images as image_ops
 
 MEAN = (123, 117, 104)
 
@@ -215,13 +216,15 @@ def test_flip_mirrors_image_and_boxes_half_the_time():
     assert 18 <= flips <= 42
 
 
-def test_pixels_and_boxes_move_together_through_all_steps():
+@pytest.mark.parametrize("resize", ["warp", "letterbox"])
+def test_pixels_and_boxes_move_together_through_all_steps(resize):
     image = np.zeros((150, 200, 3), np.uint8)
     image[..., 2] = 200  # blue, with a red rectangle
     image[40:100, 60:150] = (200, 0, 0)
     boxes = tf.constant([[60 / 200, 40 / 150, 150 / 200, 100 / 150]])
     config = AugmentationConfig(photometric=False)
-    augment = tf.function(lambda seed: augmentation.augment(image, boxes, tf.constant([3]), config, (160, 192), seed))
+    augment = tf.function(
+        lambda seed: augmentation.augment(image, boxes, tf.constant([3]), config, (160, 192), seed, resize))
     kept = 0
     for seed in seeds(80):
         result, moved, classes = (tensor.numpy() for tensor in augment(seed))
@@ -236,6 +239,16 @@ def test_pixels_and_boxes_move_together_through_all_steps():
         assert classes.tolist() == [3]
         kept += 1
     assert kept > 50
+
+
+def test_a_letterbox_in_training_is_the_one_of_inference():
+    image = np.random.default_rng(9).integers(0, 256, (50, 20, 3), dtype=np.uint8)
+    boxes, classes = random_objects(np.random.default_rng(9), 4)
+    nothing = AugmentationConfig(photometric=False, expand_max_ratio=1, random_crop=False, flip=False,
+                                 random_interpolation=False)
+    result, moved, _ = augmentation.augment(image, boxes, classes, nothing, (64, 96), seeds(1)[0], "letterbox")
+    np.testing.assert_array_equal(result, image_ops.resize(image, (64, 96), "letterbox"))
+    np.testing.assert_array_equal(moved, image_ops.boxes_to_input(boxes, (50, 20), (64, 96), "letterbox"))
 
 
 @pytest.mark.parametrize("count", [0, 5])

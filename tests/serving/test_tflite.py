@@ -83,7 +83,7 @@ def test_a_float_file_detects_what_the_model_detects(model, files, photos, num_t
     # On two threads TFLite's operation loses a class, were it not for the unused ones.
     served = TFLiteModel(files(*FLOAT), num_threads=num_threads)
     for photo in photos:
-        assert_same(served.detect(photo), live_detections(model, prepare_image(photo, SIZE, tf.float32)))
+        assert_same(served.detect(photo), live_detections(model, prepare_image(photo, SIZE, "warp", tf.float32)))
     assert served.metadata.classes == ["circle", "square", "star"]
 
 
@@ -156,7 +156,8 @@ def test_metadata_are_readable_with_standard_tools(model, files):
         anchors = np.load(io.BytesIO(archive.read("anchors.npy")))
     assert settings["input"] == {"name": "images", "type": "uint8", "height": 64, "width": 128, "channels": "RGB",
                                  "range": [0, 255], "normalization": {"mean": 0, "std": 1},
-                                 "resize": settings["input"]["resize"]}  # fmt: skip
+                                 "resize": "warp",
+                                 "interpolation": settings["input"]["interpolation"]}  # fmt: skip
     assert (settings["quantize"], settings["postprocess"]) == ("float16", "none")
     assert (settings["score_threshold"], settings["objectness_threshold"]) == (0.01, 0.01)
     np.testing.assert_array_equal(anchors, model.anchors)
