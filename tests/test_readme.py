@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from refinedet_tf.config import load_config
 from tests.conftest import PROJECT
+from tests.weights.caffe_writer import write_caffemodel
+from tests.weights.random_nets import random_vgg16
 
 BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", (PROJECT / "README.md").read_text(), flags=re.DOTALL)
 
@@ -56,6 +59,24 @@ def test_the_example_in_python_runs(checkout):
     assert "loss" in output
     shutil.copytree(checkout / "saved_model", checkout / "work/demo/saved_model")
     assert "detection_boxes" in run(checkout, "bash", "-c", block("bash", "saved_model_cli"))
+
+
+def test_weights_of_the_authors_are_imported(checkout):
+    command = block("bash", "import_weights")
+    write_caffemodel(checkout / re.search(r"--weights=(\S+)", command)[1], random_vgg16(0, 21))
+    assert "loaded: 98 of 98 variables, from 50 of 50 layers of the file" in run(checkout, "bash", "-c", command)
+    assert (checkout / "model.keras").exists()
+
+
+def test_recipes_in_tables_exist():
+    found = set()
+    for name in re.findall(r"`(refinedet\S+?)`", (PROJECT / "README.md").read_text()):
+        for size in ("320", "512") if "{320,512}" in name else ("",):
+            for data in ("voc07", "voc12", "coco") if "{voc07,voc12,coco}" in name else ("",):
+                recipe = name.replace("{320,512}", size).replace("{voc07,voc12,coco}", data)
+                load_config(PROJECT / "configs" / f"{recipe}.yaml")
+                found.add(f"{recipe}.yaml")
+    assert found == {path.name for path in (PROJECT / "configs").iterdir()}
 
 
 def test_the_two_commands_are_in_the_makefile():
