@@ -46,7 +46,8 @@ def learnable(model):
 def test_learnable_parameters_are_those_of_the_original(model):
     assert learnable(model) == 82_451_588
     # The original counts a third value, the factor of the averages, for each of its 155 normalisations.
-    assert sum(int(np.prod(v.shape)) for v in model.non_trainable_variables) == 156_699 - 155
+    statistics = [variable for layer in model.layers for variable in layer.non_trainable_variables]
+    assert sum(int(np.prod(variable.shape)) for variable in statistics) == 156_699 - 155
 
 
 def test_voc_has_fewer_parameters_in_the_class_heads_only(model):

@@ -1,3 +1,5 @@
+import re
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,6 +16,7 @@ def voc_model():
 
 
 def parameters(model, *prefixes):
+    """Of layers; Keras 2 counts the metrics among the model's."""
     return sum(layer.count_params() for layer in model.layers if layer.name.startswith(prefixes))
 
 
@@ -29,7 +32,22 @@ def test_parameters_of_each_part_are_those_of_the_original(voc_model):
     assert parameters(voc_model, *(f"arm{level}_objectness" for level in (3, 4, 5, 6))) == 138_264
     assert parameters(voc_model, *(f"odm{level}_offsets" for level in (3, 4, 5, 6))) == 110_640
     assert parameters(voc_model, *(f"odm{level}_classes" for level in (3, 4, 5, 6))) == 580_860
-    assert voc_model.count_params() == 34_440_884
+    assert parameters(voc_model, "") == 34_440_884
+
+
+def test_summary_names_the_layers_as_the_paper_does(voc_model):
+    lines = []
+    voc_model.summary(print_fn=lambda text, **_: lines.append(text))
+    text = "\n".join(lines)
+    stages = [f"conv{stage}_{index}" for stage, count in enumerate((2, 2, 3, 3, 3), 1) for index in range(1, count + 1)]
+    blocks = [name for k in (3, 4, 5, 6) for name in (f"TL{k}_1", f"TL{k}_2", f"P{k}")]
+    blocks += [name for k in (3, 4, 5) for name in (f"Elt{k}", f"P{k + 1}-up")]
+    kinds = ("arm{}_objectness", "arm{}_offsets", "odm{}_classes", "odm{}_offsets")
+    heads = [kind.format(k) for kind in kinds for k in (3, 4, 5, 6)]
+    names = [*stages, "fc6", "fc7", "conv6_1", "conv6_2", "conv4_3_norm", "conv5_3_norm", *blocks, *heads]
+    for name in names:
+        assert re.search(rf"(?<![\w-]){re.escape(name)} ", text), name
+    assert [layer.name for layer in voc_model.layers if layer.weights and layer.name not in names] == []
 
 
 def test_predictions_of_the_released_size_are_one_for_each_anchor(voc_model):
@@ -51,7 +69,7 @@ def test_parameters_depend_on_the_classes_and_not_on_the_size(classes, size, cou
     model = build_model(
         ModelConfig(classes=[f"class {index}" for index in range(classes)], input_size=[size, size])
     )
-    assert model.count_params() == count
+    assert parameters(model, "") == count
     assert model.output["odm_classes"].shape == (None, anchors, 1 + classes)
 
 

@@ -12,6 +12,7 @@ from refinedet_tf.config import BackboneConfig, ModelConfig
 from refinedet_tf.model import RefineDet
 from refinedet_tf.weights import WeightFileError, load_model, load_weights
 from refinedet_tf.weights.assign import assign, by_name, is_detector_layer, named_variables
+from tests.backbones.test_keras_cv import NETWORKS
 from tests.conftest import PROJECT
 
 IMAGENET = PROJECT.parent / "shared" / "weights"
@@ -75,14 +76,8 @@ def test_every_variable_has_a_name_of_its_own(tiny_model):
 
 
 def test_variables_of_layers_made_of_layers_are_told_apart():
-    backbone = BackboneConfig("keras_cv", preset_or_class="EfficientNetV2Backbone", arguments={
-        "stackwise_kernel_sizes": [3] * 6, "stackwise_num_repeats": [1] * 6, "stackwise_input_filters": [8] * 6,
-        "stackwise_output_filters": [8] * 6, "stackwise_expansion_ratios": [2] * 6,
-        "stackwise_squeeze_and_excite_ratios": [0.0, 0.0, 0.0, 0.25, 0.25, 0.25],
-        "stackwise_strides": [1, 2, 2, 2, 1, 2],
-        "stackwise_conv_types": ["fused"] * 3 + ["unfused"] * 3,
-        "width_coefficient": 1.0, "depth_coefficient": 1.0,
-    })  # fmt: skip
+    name = "EfficientNetV2Backbone"
+    backbone = BackboneConfig("keras_cv", preset_or_class=name, arguments=NETWORKS[name])
     model = RefineDet(ModelConfig(classes=["a"], input_size=[64, 64], backbone=backbone, width=8))
     assert len(named_variables(model)) == number_of_variables(model)
     assert any(":" in name for name in named_variables(model))
