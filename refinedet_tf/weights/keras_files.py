@@ -32,7 +32,9 @@ def npz_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
             raise WeightFileError(f"{os.fspath(path)} would unpack to {size} bytes.")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {plain_name(name): archive[name] for name in archive.files}
-    except (ValueError, EOFError, OSError, MemoryError, zipfile.BadZipFile) as error:
+    except WeightFileError:
+        raise
+    except Exception as error:  # whatever NumPy, zipfile and zlib raise over bytes from a stranger
         raise WeightFileError(f"{os.fspath(path)} is no readable .npz archive of arrays: {error}") from error
     if any(map(is_detector_layer, arrays)):
         return by_name("RefineDet, by variable name", arrays)

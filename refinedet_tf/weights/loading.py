@@ -60,11 +60,18 @@ def _read(model: RefineDet, path: str | os.PathLike) -> Weights:
     if is_pytorch_file(path):
         return pytorch_weights(model, path)
     if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            is_keras = "config.json" in archive.namelist()
-        return keras_weights(path) if is_keras else npz_weights(model, path)
+        return keras_weights(path) if _is_keras_file(path) else npz_weights(model, path)
     if h5py.is_hdf5(path):
         return h5_weights(model, path)
     if is_caffemodel(path):
         return caffe_weights(model, path)
     raise WeightFileError(f"{os.fspath(path)} is none of .caffemodel, .pth, .keras, .h5 and .npz, or is damaged.")
+
+
+def _is_keras_file(path: str | os.PathLike) -> bool:
+    """Whether a zip archive is a .keras file. A damaged archive is not, and left for `npz_weights` to refuse."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "config.json" in archive.namelist()
+    except Exception:  # besides BadZipFile also NotImplementedError and others
+        return False

@@ -168,7 +168,7 @@ def test_kernels_start_gaussian_before_normalisation_and_uniform_in_the_heads(mo
         kernel = np.asarray(layer.kernel)
         if layer.use_bias:
             bound = np.sqrt(3 / np.prod(kernel.shape[:3]))
-            assert 0.9 * bound < np.abs(kernel).max() <= bound
+            assert 0.9 * bound < np.abs(kernel).max() <= np.float32(bound)
         else:
             # Estimated from at least 4096 values: five standard errors.
             assert abs(kernel.std() - 0.01) < 0.01 * 5 / np.sqrt(2 * 4096)

@@ -8,6 +8,7 @@ from tensorflow import keras
 from refinedet_tf.backbones import vgg16
 from refinedet_tf.config import BackboneConfig, ModelConfig
 from refinedet_tf.model import build_model
+from refinedet_tf.training.optimizers import CaffeSGD
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +146,37 @@ def test_every_convolution_is_rectified(backbone):
     convolutions = [layer for layer in backbone.layers if isinstance(layer, keras.layers.Conv2D)]
     assert len(convolutions) == 13 + 2 + 2
     assert all(layer.activation is keras.activations.relu and layer.use_bias for layer in convolutions)
+
+
+def test_kernels_start_uniform_in_the_caffe_bound_and_biases_at_zero(voc_model):
+    for layer in voc_model.layers:
+        if isinstance(layer, keras.layers.Conv2D | keras.layers.Conv2DTranspose):
+            kernel, bias = layer.get_weights()
+            # Of a deconvolution, too, as Keras stores outputs before inputs and Caffe counts the outputs.
+            bound = np.sqrt(3 / np.prod(kernel.shape[:3]))
+            assert 0.98 * bound < np.abs(kernel).max() <= np.float32(bound), layer.name
+            assert abs(kernel.std() - bound / np.sqrt(3)) < 0.03 * bound, layer.name
+            assert not bias.any()
+    for name, scale in (("conv4_3_norm", 10), ("conv5_3_norm", 8)):
+        np.testing.assert_array_equal(voc_model.get_layer(name).get_weights()[0], np.full(512, scale))
+
+
+def test_biases_learn_twice_as_fast_and_alone_do_not_decay():
+    inputs = keras.Input((64, 64, 3))
+    x = vgg16.build(inputs, BackboneConfig("vgg16"))
+    model = keras.Model(inputs, [keras.layers.BatchNormalization()(x[0]), *x[1:]])
+    before = model.get_weights()
+    optimizer = CaffeSGD(0.1, momentum=0.9, l2_decay=0.5)
+    optimizer.apply_gradients([(tf.ones_like(variable), variable) for variable in model.trainable_variables])
+    biases = 0
+    for variable, old, new in zip(model.weights, before, model.get_weights(), strict=True):
+        name = variable.name.split("/")[-1].split(":")[0]
+        if name.startswith("moving"):
+            expected = old
+        elif name == "bias":
+            biases += 1
+            expected = old - 0.1 * 2
+        else:  # also the scale of the normalised maps, and scale and shift of batch normalisation
+            expected = old - 0.1 * (1 + 0.5 * old)
+        np.testing.assert_allclose(new, expected, rtol=1e-5, atol=1e-6, err_msg=name)
+    assert biases == 17

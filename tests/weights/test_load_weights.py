@@ -269,6 +269,24 @@ def test_hostile_and_broken_files_are_refused(other_model, saved, tmp_path):
     assert_unchanged(other_model, before)
 
 
+@pytest.mark.parametrize("form, count", [("model.keras", 2), ("model.h5", 8), ("model.npz", 60)])
+def test_flipped_bits_give_weights_or_the_error(form, count, saved, other_model, tmp_path):
+    content = np.frombuffer((saved / form).read_bytes(), np.uint8)
+    random = np.random.default_rng(4)
+    path = tmp_path / form
+    # HDF5 has its tables at the start, zip at the end.
+    for place in (range(2000), range(len(content) - 2000, len(content))):
+        for _ in range(count):
+            broken = content.copy()
+            where = random.choice(place, random.integers(1, 4))
+            broken[where] ^= random.integers(1, 256, len(where)).astype(np.uint8)
+            path.write_bytes(broken.tobytes())
+            try:
+                load_weights(other_model, path)
+            except WeightFileError as error:
+                assert form in str(error)
+
+
 def test_a_model_file_executes_nothing(other_model, saved, tmp_path, monkeypatch):
     """Keras imports any module that a .keras file names; Keras 2 runs the code that an .h5 file holds."""
     made = tmp_path / "made"
