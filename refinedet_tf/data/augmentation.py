@@ -80,18 +80,20 @@ def photometric_distortion(image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         [4], amounts_seed, minval=[-32.0, 0.5, 0.5, -0.1], maxval=[32.0, 1.5, 1.5, 0.1]))  # hue in turns
     contrast_first, contrast_last = coins[1] & coins[4], coins[1] & ~coins[4]
 
+    def apply_if(coin: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor], image: tf.Tensor) -> tf.Tensor:
+        return tf.cond(coin, lambda: change(image), lambda: image)
+
+    def change_contrast(image: tf.Tensor) -> tf.Tensor:
+        return tf.round(tf.minimum(image * contrast, 255.0))
+
+    # Each pass over the pixels costs: so a whole number is added, and only what can leave 0..255 is clipped.
     image = tf.cast(image, tf.float32)
-    image = _apply_if(coins[0], lambda x: x + brightness, image)
-    image = _apply_if(contrast_first, lambda x: x * contrast, image)
-    image = _apply_if(coins[2], lambda x: tf.image.adjust_saturation(x, saturation), image)
-    image = _apply_if(coins[3], lambda x: tf.image.adjust_hue(x, hue), image)
-    image = _apply_if(contrast_last, lambda x: x * contrast, image)
+    image = apply_if(coins[0], lambda x: tf.clip_by_value(x + tf.round(brightness), 0.0, 255.0), image)
+    image = apply_if(contrast_first, change_contrast, image)
+    image = apply_if(coins[2], lambda x: tf.round(tf.image.adjust_saturation(x, saturation)), image)
+    image = apply_if(coins[3], lambda x: tf.round(tf.image.adjust_hue(x, hue)), image)
+    image = apply_if(contrast_last, change_contrast, image)
     return tf.cast(image, tf.uint8)
-
-
-def _apply_if(coin: tf.Tensor, change: Callable[[tf.Tensor], tf.Tensor], image: tf.Tensor) -> tf.Tensor:
-    """The changed image, rounded and saturated as 8-bit images are, or the image as it is."""
-    return tf.cond(coin, lambda: tf.round(tf.clip_by_value(change(image), 0.0, 255.0)), lambda: image)
 
 
 def expand(image: tf.Tensor, boxes: tf.Tensor, max_ratio: float,
@@ -125,12 +127,16 @@ def _expanded(window: tf.Tensor, boxes: tf.Tensor, max_ratio: float, seed: tf.Te
 
 def _whole(image: tf.Tensor) -> tf.Tensor:
     """The window that shows an image as it is."""
-    return tf.concat([[0, 0], tf.shape(image)[1::-1]], axis=0)
+    return tf.concat([[0, 0], _width_and_height(image)], axis=0)
+
+
+def _width_and_height(image: tf.Tensor) -> tf.Tensor:
+    return tf.reverse(tf.shape(image)[:2], axis=[0])
 
 
 def _visible(image: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
     """The part of the image that lies in a window; none of it if that is beside the image, with sides of zero."""
-    part = tf.clip_by_value(window, 0, tf.tile(tf.shape(image)[1::-1], [2]))
+    part = tf.clip_by_value(window, 0, tf.tile(_width_and_height(image), [2]))
     return tf.clip_by_value(part, tf.tile(window[:2], [2]), tf.tile(window[2:], [2]))
 
 
@@ -157,8 +163,8 @@ def _twice(values: tf.Tensor) -> tf.Tensor:
 
 
 def _scaled(length: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
-    """Lengths in whole pixels times factors, rounded down."""
-    return tf.cast(tf.cast(length, tf.float32) * factor, tf.int32)
+    """Lengths in whole pixels times factors, rounded down, but not for what float32 lacks to the next pixel."""
+    return tf.cast(tf.cast(length, tf.float32) * factor + 1e-3, tf.int32)
 
 
 def _plain(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
@@ -208,9 +214,9 @@ def _cropped(window: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor,
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     inside = tf.reduce_all((centres >= 0) & (centres <= 1), axis=1)
     boxes = tf.clip_by_value(boxes, 0.0, 1.0)
-    kept = inside & tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=1)
+    kept = tf.where(inside & tf.reduce_all(boxes[:, 2:] > boxes[:, :2], axis=1))[:, 0]
     corner = window[:2] + offset
-    return tf.concat([corner, corner + extent], axis=0), tf.boolean_mask(boxes, kept), tf.boolean_mask(classes, kept)
+    return tf.concat([corner, corner + extent], axis=0), tf.gather(boxes, kept), tf.gather(classes, kept)
 
 
 def draw_crops(seed: tf.Tensor) -> tf.Tensor:
@@ -246,11 +252,36 @@ def random_resize(image: tf.Tensor, size: Sequence[int], seed: tf.Tensor) -> tf.
         float32 `[height, width, 3]`, 0..255.
     """
     def resize_with(method: str) -> Callable[[], tf.Tensor]:
-        return lambda: tf.cast(tf.image.resize(image, size, method=method, antialias=False), tf.float32)
+        def resized() -> tf.Tensor:
+            if method == "lanczos3":
+                return _resize_lanczos3(image, size)
+            # TensorFlow's kernels are faster on float32 than on uint8.
+            return tf.image.resize(tf.cast(image, tf.float32), size, method=method, antialias=False)
+
+        return resized
 
     choice = tf.random.stateless_uniform([], seed, maxval=len(RESIZE_METHODS), dtype=tf.int32)
     image = tf.switch_case(choice, [resize_with(method) for method in RESIZE_METHODS])
     return tf.clip_by_value(image, 0.0, 255.0)  # bicubic and lanczos3 overshoot at edges
+
+
+def _resize_lanczos3(image: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
+    """What `tf.image.resize` gives, three times as fast.
+
+    TensorFlow's kernel goes through columns number by number but takes a row at once: so columns are made rows.
+    """
+    rows = _resample_rows(image, size[0])
+    return tf.transpose(_resample_rows(tf.transpose(rows, [1, 0, 2]), size[1]), [1, 0, 2])
+
+
+def _resample_rows(image: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
+    """Image `[h, w, 3]` with `count` rows in the place of h, float32 `[count, w, 3]`."""
+    height, width = tf.unstack(tf.shape(image)[:2])
+    rows = tf.raw_ops.ScaleAndTranslate(
+        images=tf.reshape(image, [1, height, 1, width * 3]), size=tf.stack([count, 1]),
+        scale=tf.stack([tf.cast(count, tf.float32) / tf.cast(height, tf.float32), 1.0]), translation=[0.0, 0.0],
+        kernel_type="lanczos3", antialias=False)
+    return tf.reshape(rows, [count, width, 3])
 
 
 def random_flip(image: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

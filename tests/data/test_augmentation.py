@@ -63,7 +63,54 @@ def test_colours_change_as_in_a_slow_implementation_on_the_same_numbers():
     assert (np.mean(taken, axis=0) > 0.3).all() and (np.mean(taken, axis=0) < 0.7).all()
 
 
+def over_many_seeds(function):
+    """What a function of a seed gives for 4000 of them."""
+    many = tf.random.uniform([4000, 2], maxval=1 << 30, dtype=tf.int32, seed=5)
+    return tf.function(lambda: tf.map_fn(function, many, fn_output_signature=tf.float32))().numpy()
+
+
+def distorted_colours(colour):
+    image = tf.constant([[colour]], tf.uint8)
+    return over_many_seeds(lambda seed: tf.cast(augmentation.photometric_distortion(image, seed)[0, 0], tf.float32))
+
+
+def test_colours_change_as_often_and_as_far_as_the_authors_let_them():
+    # Black becomes lighter by brightness alone, up to 32, which contrast makes 48.
+    black = distorted_colours([0, 0, 0])[:, 0]
+    assert abs((black > 0).mean() - 0.25 * 63 / 64) < 0.02 and 44 <= black.max() <= 48
+    # White becomes darker than 255 - 32 by contrast alone: with every second factor below 191 / 255, or where
+    # brightness has taken up to 32 before, below 0.8 on the average.
+    white = distorted_colours([255, 255, 255])[:, 0]
+    assert abs((white < 191).mean() - 0.5 * (0.75 * 0.249 + 0.25 * 0.3)) < 0.02 and 111 <= white.min() < 120
+    # Where nothing is clipped, brightness and contrast leave the hue of red, with green and blue equal.
+    colours = distorted_colours([120, 40, 40]).astype(float)
+    hue, saturation, _ = np.array([colorsys.rgb_to_hsv(*colour / 255) for colour in colours]).T
+    degrees = ((hue * 360 + 180) % 360 - 180)[np.ptp(colours, axis=1) > 50]  # in greyer ones rounding blurs it
+    changed = degrees[np.abs(degrees) > 1.0]
+    assert abs(len(changed) / len(degrees) - 0.5 * 35 / 36) < 0.03 and 34.5 < np.abs(degrees).max() < 37.5
+    np.testing.assert_allclose(np.quantile(changed, [0.25, 0.5, 0.75]), [-18, 0, 18], atol=3)
+    plain = (saturation > 0.64) & (saturation < 0.69)  # 2/3 as it was: a quarter, and what is changed by little
+    assert 0.2 < plain.mean() < 0.35 and saturation.max() > 0.97 and saturation.min() < 0.34
+
+
 # Canvas
+
+
+def test_canvases_have_the_ratios_of_the_paper():
+    image, boxes = tf.zeros([100, 100, 3], tf.uint8), tf.constant([[0.0, 0.0, 1.0, 1.0]])
+
+    def place(seed):
+        canvas, moved = augmentation.expand(image, boxes, 4.0, seed)
+        return tf.concat([tf.cast(tf.shape(canvas)[:1], tf.float32) / 100, moved[0]], axis=0)
+
+    ratio, xmin, ymin, xmax, ymax = over_many_seeds(place).T
+    assert abs((ratio == 1).mean() - 0.5) < 0.03
+    large = ratio > 1.2
+    np.testing.assert_allclose(np.quantile(ratio[ratio > 1], [0.25, 0.5, 0.75]), [1.75, 2.5, 3.25], atol=0.1)
+    assert 3.95 < ratio.max() <= 4
+    for low, high in ((xmin, xmax), (ymin, ymax)):  # anywhere on the canvas
+        place = low[large] / (1 - (high - low)[large])
+        np.testing.assert_allclose(np.quantile(place, [0.25, 0.5, 0.75]), [0.25, 0.5, 0.75], atol=0.04)
 
 
 def test_expand_puts_the_untouched_image_on_a_plain_canvas_with_its_boxes():
@@ -106,9 +153,8 @@ def slow_crop(image, boxes, classes, crops, lots):
                 break
     crop = max(candidates, key=lambda candidate: candidate[0])[1]
     height, width = image.shape[:2]
-    left, top = int(np.float32(width) * crop[0]), int(np.float32(height) * crop[1])
-    columns = int(np.float32(width) * (crop[2] - crop[0]))
-    rows = int(np.float32(height) * (crop[3] - crop[1]))
+    left, top = int(width * crop[0] + 1e-3), int(height * crop[1] + 1e-3)  # for crops of the full width or height
+    columns, rows = int(width * (crop[2] - crop[0]) + 1e-3), int(height * (crop[3] - crop[1]) + 1e-3)
     kept = []
     for (xmin, ymin, xmax, ymax), index in zip(boxes.astype(float), classes, strict=True):
         x = ((xmin + xmax) / 2 * width - left) / columns

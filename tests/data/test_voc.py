@@ -28,10 +28,11 @@ def test_bccd_has_its_known_counts_and_its_two_boxes_without_area():
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="no shared data")
-def test_voc_validation_split_is_read_without_loss():
-    photos = read_voc(SHARED / "voc07_416/VOCdevkit/VOC2007", ["val"], VOC_CLASSES)
-    assert len(photos) == 452
-    assert sum(len(example.boxes) for example in photos.examples) == 1281
+@pytest.mark.parametrize("split, images, boxes", [("train", 2500, 7774), ("val", 452, 1281)])
+def test_voc_is_read_without_loss(split, images, boxes):
+    photos = read_voc(SHARED / "voc07_416/VOCdevkit/VOC2007", [split], VOC_CLASSES)
+    assert len(photos) == images
+    assert sum(len(example.boxes) for example in photos.examples) == boxes
     assert not photos.defects
 
 
