@@ -1,6 +1,5 @@
 """From examples to batches of tensors: reading, augmentation, padding and batching with tf.data."""
 
-import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -17,7 +16,7 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
                       augmentation: AugmentationConfig, max_boxes: int, seed: int,
                       cache: bool = False, *, resize: str = "warp", drop_remainder: bool = True,
                       deterministic: bool = True,
-                      shard: tuple[int, int] = (0, 1), epoch: Callable[[], int] | None = None) -> tf.data.Dataset:
+                      shard: tuple[int, int] = (0, 1), epoch: tf.Variable | None = None) -> tf.data.Dataset:
     """Shuffled, augmented batches; one iteration is one epoch.
 
     Each epoch has another order and other augmentations. Both follow from `seed`, the number of the epoch and an
@@ -41,8 +40,8 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
             augmentation of each image but in an order that may differ between runs.
         shard: `(index, workers)` gives each worker every `workers`-th image of the epoch, and all as many batches if
             the remainder is dropped.
-        epoch: called at the beginning of an iteration for the number of the epoch; by default they count from 0. To
-            go on with epoch 5: `itertools.count(5).__next__`.
+        epoch: its value at the beginning of an iteration is the number of the epoch; by default they count from 0.
+            `epoch_variable` makes one.
 
     Returns:
         `(images, {"boxes": boxes, "classes": classes})` with images float32 `[batch_size, height, width, 3]`, RGB,
@@ -61,23 +60,26 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
                         "lower train.batch_size or add images.")
     image_of = _image_cache(examples) if cache else _image_decoder(examples)
     all_boxes, all_classes, starts = _objects(examples, max_boxes)
-    number_of_epoch = itertools.count().__next__ if epoch is None else epoch
+    counter = epoch_variable(-1)
 
-    def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        epoch_seed = tf.stack([tf.constant(seed, tf.int64), epoch])
+    def one_epoch(_: tf.Tensor) -> tf.data.Dataset:
+        number = counter.assign_add(1) if epoch is None else epoch.read_value()
+        epoch_seed = tf.stack([tf.constant(seed, tf.int64), number])
         order = tf.random.experimental.stateless_shuffle(tf.range(len(examples), dtype=tf.int64), epoch_seed)
         places = tf.range(index, len(examples), workers, dtype=tf.int64)[:count]
-        fold_in = tf.random.experimental.stateless_fold_in
-        dataset = tf.data.Dataset.from_tensor_slices((tf.gather(order, places), places))
-        return dataset.map(lambda example, place: (example, fold_in(epoch_seed, place)))
+        seeds = tf.data.Dataset.from_tensors(epoch_seed).repeat(count)
+        return tf.data.Dataset.zip((tf.data.Dataset.from_tensor_slices((tf.gather(order, places), places)), seeds))
 
-    def prepare(example: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    def prepare(example_and_place: tuple[tf.Tensor, tf.Tensor],
+                epoch_seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+        example, place = example_and_place
+        seed = tf.random.experimental.stateless_fold_in(epoch_seed, place)
         image, objects = image_of(example), slice(starts[example], starts[example + 1])
         image, boxes, classes = augment(image, all_boxes[objects], all_classes[objects], augmentation, input_size, seed,
                                         resize)
         # Crowds have taken part in the choice of the crop, as in the original; now they go.
-        real = classes >= 0
-        boxes, classes = tf.boolean_mask(boxes, real), tf.boolean_mask(classes, real)
+        real = tf.where(classes >= 0)[:, 0]
+        boxes, classes = tf.gather(boxes, real), tf.gather(classes, real)
         missing = max_boxes - tf.shape(classes)[0]
         boxes = tf.pad(boxes, [[0, missing], [0, 0]], constant_values=-1.0)
         classes = tf.pad(classes, [[0, missing]], constant_values=-1)
@@ -85,8 +87,7 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
         return image, {"boxes": tf.ensure_shape(boxes, [max_boxes, 4]),
                        "classes": tf.ensure_shape(classes, [max_boxes])}
 
-    dataset = tf.data.Dataset.from_generator(lambda: [number_of_epoch()], output_signature=tf.TensorSpec([], tf.int64))
-    dataset = dataset.flat_map(one_epoch).apply(tf.data.experimental.assert_cardinality(count))
+    dataset = tf.data.Dataset.range(1).flat_map(one_epoch).apply(tf.data.experimental.assert_cardinality(count))
     dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
     if augmentation.keras_cv:
@@ -94,7 +95,14 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
         dataset = dataset.map(layers, num_parallel_calls=tf.data.AUTOTUNE)
     options = tf.data.Options()
     options.deterministic = deterministic
+    options.threading.max_intra_op_parallelism = 1  # images come in parallel; sharing the work on one would only cost
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+
+
+def epoch_variable(number: int) -> tf.Variable:
+    """The number of an epoch in the form that `training_pipeline` reads, where tf.data can read it on any machine."""
+    with tf.device("CPU:0"):
+        return tf.Variable(number, trainable=False, dtype=tf.int64)
 
 
 def evaluation_pipeline(examples: Sequence[Example], input_size: Sequence[int],

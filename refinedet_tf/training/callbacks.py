@@ -8,6 +8,7 @@ from typing import Any
 
 from tensorflow import keras
 
+from refinedet_tf.data.pipeline import epoch_variable
 from refinedet_tf.evaluation.voc import VocResult
 
 AP_LOG = "val_ap"
@@ -16,18 +17,19 @@ AP_LOG = "val_ap"
 class CurrentEpoch(keras.callbacks.Callback):
     """The number of the epoch under way, from 0, also in a run that was taken up again.
 
-    `training_pipeline` asks for it, so that such a run sees the images that it would have seen without interruption.
+    `training_pipeline` reads it, so that such a run sees the images that it would have seen without interruption.
+
+    Attributes:
+        number: the variable to give to the pipeline.
     """
 
-    number = 0
+    def __init__(self):
+        super().__init__()
+        self.number = epoch_variable(0)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Takes the number down; Keras asks the dataset for the epoch's first batch after that."""
-        self.number = epoch
-
-    def __call__(self) -> int:
-        """The number."""
-        return self.number
+        self.number.assign(epoch)
 
 
 class VocEvaluation(keras.callbacks.Callback):

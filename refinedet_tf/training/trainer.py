@@ -55,7 +55,7 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
         config.train.seed,
         cache=config.data.cache,
         resize=config.model.resize,
-        epoch=current_epoch,
+        epoch=current_epoch.number,
     )
     with _strategy().scope():
         model = build_model(config)
