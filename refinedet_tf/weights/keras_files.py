@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import zipfile
 
 import h5py
@@ -9,12 +11,14 @@ import numpy as np
 from tensorflow import keras
 
 from refinedet_tf.model import RefineDet
+from refinedet_tf.weights import hdf5_probe
 from refinedet_tf.weights.assign import Weights, by_name, is_detector_layer, layer_of, named_variables, plain_name
 from refinedet_tf.weights.errors import WeightFileError
+from refinedet_tf.weights.hdf5_probe import MAX_BYTES
 from refinedet_tf.weights.imagenet import imagenet_weights
 
-MAX_BYTES = 2**32  # that a file may unpack to; the largest RefineDet takes 330 MB
 MAX_CONFIG_BYTES = 2**20  # of a .keras file's config.json; a RefineDet's has some thousand
+MAX_SECONDS = 300  # to read through a file; the largest RefineDet takes one
 
 _NATIVE_INPUTS = {"vgg16": "caffe", "resnet101": "caffe", "keras_cv": "KerasCV's own"}
 
@@ -48,6 +52,7 @@ def keras_weights(path: str | os.PathLike) -> Weights:
     Raises:
         WeightFileError: the file is no RefineDet that this version can read.
     """
+    _probe(path)
     model = load_model(path)
     arrays = {name: variable.numpy() for name, variable in named_variables(model).items()}
     classes = list(model.config.classes)
@@ -60,6 +65,7 @@ def h5_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
     Raises:
         WeightFileError: the file is unreadable or of another network, or its layers have no names.
     """
+    _probe(path)
     try:
         with h5py.File(path, "r") as file:
             layers = _read_layers(file)
@@ -78,6 +84,24 @@ def h5_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
         origins[layer] = names if fits else []
         arrays.update(zip(names, values, strict=True) if fits else ())
     return Weights("RefineDet's weights saved by Keras", arrays, origins)
+
+
+def _probe(path: str | os.PathLike) -> None:
+    """Lets another process read a file first; see `hdf5_probe`.
+
+    Raises:
+        WeightFileError: the file is damaged, or libhdf5 crashes on it.
+    """
+    command = [sys.executable, hdf5_probe.__file__, os.path.abspath(path)]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=MAX_SECONDS, errors="replace")
+        reason = result.stderr.strip() or f"libhdf5 fails on it with status {result.returncode}"
+    except subprocess.TimeoutExpired:
+        reason = f"it cannot be read in {MAX_SECONDS} s"
+    else:
+        if result.returncode == 0:
+            return
+    raise WeightFileError(f"{os.fspath(path)} is no readable HDF5 file of Keras: {reason}")
 
 
 def _read_layers(file: h5py.File) -> dict[str, list[np.ndarray]]:

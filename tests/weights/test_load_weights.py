@@ -1,7 +1,9 @@
+import base64
 import importlib
 import json
 import os
 import zipfile
+import zlib
 
 import h5py
 import numpy as np
@@ -267,6 +269,23 @@ def test_hostile_and_broken_files_are_refused(other_model, saved, tmp_path):
         with pytest.raises(WeightFileError, match=name):
             load_weights(other_model, tmp_path / name)
     assert_unchanged(other_model, before)
+
+
+# An HDF5 file of Keras's with two broken bits, by which libhdf5 1.14 reads beyond its memory: zlib, base 85.
+CRASHING = (
+    "c-rlm%T59@6o%UwW|$C&V`9R^1X+67NZh#82+G2UQ5WnGbr2$#1c=6!TYLi_fu)b((ns(ScmteE544S3LsY`~HYe>l)6Pu)w$n4OnbdJ85DO3o"
+    "!yrCl5}qETv?G?mf6Xjqw#{rufqK>TMOeMb+E1ur{MAJ|?L_w^pr4Ws*CWeFCVhDB*c>Y-nEg=1xZ8T|F_}-2`dxJ|UoRG$R;$VDbDs~k#`n9*"
+    "6esICNJ>oKL9%A6yHa?z8u?nGYPsE!D5dU|X1{O4i>F=*ZX2wB5aQMaxiTFwkDy}GdGr<~+}$9{K9Bl((#5z3t5LHmgxr)1!u&ayvER$HY>L{-"
+    "2Hka3ao_l4<*p{K^Y4B!uDj0s@#P%9Ve3FUF0KQUa&nYCrQ8dL_Z(zaUPp!Xid%2l@Y&xF9-td2>yoatA@TZ<cp$fea~MGo1VIo4K@bE%rUmkw"
+    "a{gtI-we6=%_pmTUuq2!oYBs7`AvNg;-2|^Tv>J7(7bji<RKy>+f!}7<5^8?upB~ygbfmYVSdeS-0>@lLcOlM_EZX~V>tub{#WAy`7+3ZeZ@w{"
+    "!_%}QsA-<x)0MFhx*GR?z}))zDUju0*#CiDDc?Tt{{yfO$@%@U`w*RdAJV0LNW<Yr5ClOG1kXovJRg}0dG5|_Pj>Dmo2aF~(N$z2boC8BG@kM"
+)
+
+
+def test_a_file_that_crashes_libhdf5_is_refused(other_model, tmp_path):
+    (tmp_path / "crash.h5").write_bytes(zlib.decompress(base64.b85decode(CRASHING)))
+    with pytest.raises(WeightFileError, match=r"crash\.h5"):
+        load_weights(other_model, tmp_path / "crash.h5")
 
 
 @pytest.mark.parametrize("form, count", [("model.keras", 2), ("model.h5", 8), ("model.npz", 60)])
