@@ -5,10 +5,7 @@ The file detects in one image of the model's input size. With `postprocess="op"`
 ordinary input: fed with the *refined* anchors of the image, it is RefineDet's second step.
 """
 
-import contextlib
-import io
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -21,7 +18,9 @@ from refinedet_tf.ops.boxes import CENTER_VARIANCE, SIZE_VARIANCE
 from refinedet_tf.ops.detections import decode_predictions, keep_top_k, refine_anchors
 from refinedet_tf.ops.images import resize
 from refinedet_tf.serving.errors import ExportError
+from refinedet_tf.serving.frozen import frozen_network
 from refinedet_tf.serving.metadata import Metadata, append_metadata
+from refinedet_tf.serving.tensor_ranges import computed_tensors, layer_of_tensor
 
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
 POSTPROCESSES = ("op", "none")
@@ -42,6 +41,7 @@ def convert_tflite(
     postprocess: str = "op",
     input_type: str = "uint8",
     calibration_images: Iterable[np.ndarray] = (),
+    float_layers: Collection[str] = (),
 ) -> bytes:
     """Converts a model to a TFLite file with metadata and one signature, `serving_default`.
 
@@ -52,21 +52,27 @@ def convert_tflite(
     Args:
         model: a `RefineDet`.
         quantize: `none` (float32), `float16` (weights only), `dynamic` (int8 weights) or `int8` (network in int8;
-            joining the levels, decoding and suppression stay in float32, since int8 boxes are too coarse).
+            preprocessing, joining the levels, decoding and suppression stay in float32, since int8 is too coarse for
+            pixels and boxes).
         postprocess: what the file does with raw predictions: `op` or `none`.
         input_type: `uint8` or `float32`.
         calibration_images: for `int8`: RGB, 0..255, `[h, w, 3]` of any size, resized here as everywhere; some hundred
             that look like what the model will see.
+        float_layers: for `int8`: names of layers that stay in float32, for a network whose first layers lose too much;
+            `tensor_ranges` finds these.
 
     Raises:
-        ExportError: there are no images to calibrate with.
+        ExportError: there are no images to calibrate with, or the model has no such layer.
     """
     if quantize == "int8":
         calibration_images = list(calibration_images)
         if not calibration_images:
             raise ExportError("int8 needs images to calibrate with; name a data set or a folder of some.")
+        unknown = sorted(set(float_layers) - {layer.name for layer in model.layers})
+        if unknown:
+            raise ExportError(f"The model has no layer {', '.join(unknown)}; `model.summary()` lists what it has.")
     config = model.config
-    content = _convert(model, quantize, postprocess, tf.as_dtype(input_type), calibration_images)
+    content = _convert(model, quantize, postprocess, tf.as_dtype(input_type), calibration_images, float_layers)
     if postprocess == "op":
         content = _with_detections_per_class(content, config.detection.max_detections)
     anchors = model.anchors.numpy() if postprocess == "none" else None
@@ -95,30 +101,35 @@ def _settings(config: ModelConfig, quantize: str, postprocess: str, input_type: 
     }
 
 
-def _convert(model: keras.Model, quantize: str, postprocess: str, dtype: tf.DType, images: Iterable) -> bytes:
+def _convert(
+    model: keras.Model,
+    quantize: str,
+    postprocess: str,
+    dtype: tf.DType,
+    images: Iterable[np.ndarray],
+    float_layers: Collection[str],
+) -> bytes:
     size = tuple(model.config.input_size)
     find = _post_processing(model.anchors, model.config) if postprocess == "op" else _raw_predictions
+    # Left to itself, the converter would leave a Keras 3 model's variables variable.
+    network = frozen_network(model, (*size, 3), "float32")
 
+    @tf.function(input_signature=[tf.TensorSpec([1, *size, 3], dtype, name="images")])
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return find(model(tf.cast(images, tf.float32), training=False))
+        return find(network(tf.cast(images, tf.float32)))
 
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint("serving_default", serve, input_signature=[tf.TensorSpec([1, *size, 3], dtype, name="images")])
-    with tempfile.TemporaryDirectory() as folder:
-        # From a SavedModel of Keras's, not from the function: the converter leaves a function's variables variable.
-        with contextlib.redirect_stdout(io.StringIO()):
-            archive.write_out(folder)
-        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-        converter.allow_custom_ops = postprocess == "op"
-        if quantize != "none":
-            converter.optimizations = [tf.lite.Optimize.DEFAULT]
-        if quantize == "float16":
-            converter.target_spec.supported_types = [tf.float16]
-        if quantize == "int8":
-            inputs = [prepare_image(image, size, model.config.resize, dtype)[np.newaxis] for image in images]
-            return _convert_to_int8(converter, inputs)
-        return converter.convert()
+    owner = tf.Module()
+    owner.serve = serve
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function()], owner)
+    converter.allow_custom_ops = postprocess == "op"
+    if quantize != "none":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantize == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quantize == "int8":
+        inputs = [prepare_image(image, size, model.config.resize, dtype)[np.newaxis] for image in images]
+        return _convert_to_int8(converter, inputs, model, {"preprocessing", *float_layers})
+    return converter.convert()
 
 
 def prepare_image(image: np.ndarray, size: tuple[int, int], mode: str, dtype: tf.DType) -> np.ndarray:
@@ -174,16 +185,21 @@ def _post_processing(anchors: tf.Tensor, config: ModelConfig) -> Callable:
     return find
 
 
-def _convert_to_int8(converter: tf.lite.TFLiteConverter, images: list[np.ndarray]) -> bytes:
+def _convert_to_int8(
+    converter: tf.lite.TFLiteConverter, images: list[np.ndarray], model: keras.Model, float_layers: Collection[str]
+) -> bytes:
     def representative_dataset() -> Iterator[dict[str, np.ndarray]]:
         return ({"images": image} for image in images)
 
     converter.representative_dataset = representative_dataset
     # TensorFlow's tool for selective quantisation: it measures ranges once, then quantises all but the named nodes.
     debugger = tf.lite.experimental.QuantizationDebugger(converter=converter, debug_dataset=representative_dataset)
-    debugger.calibrated_model, float_nodes = _without_decoding_ranges(debugger.calibrated_model)
+    debugger.calibrated_model, decoding = _without_decoding_ranges(debugger.calibrated_model)
+    layers = [layer.name for layer in model.layers]
+    names = computed_tensors(debugger.calibrated_model)
+    kept = [name for name in names if layer_of_tensor(name, layers) in float_layers]
     debugger.options = tf.lite.experimental.QuantizationDebugOptions(
-        denylisted_nodes=float_nodes,
+        denylisted_nodes=decoding + kept,
         denylisted_ops=["TOPK_V2"],  # has two outputs, so it is not found by the name of one
     )
     return debugger.get_nondebug_quantized_model()

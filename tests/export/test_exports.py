@@ -1,5 +1,6 @@
 """The entry points of `export/`, and the example for devices, in processes of their own."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -31,12 +32,21 @@ def run(*arguments):
 
 @pytest.fixture(scope="module")
 def exported_file(finished_run, shapes_dir, tmp_path_factory):
-    """int8 with raw predictions: calibration from the data set, the decoder beside the file."""
+    """int8 with raw predictions: calibration from the data set, the decoder and the tensors' ranges beside the file."""
     path = tmp_path_factory.mktemp("tflite") / "model.tflite"
     result = run("export/tflite.py", f"--model={finished_run / 'model.keras'}", f"--output={path}", "--quantize=int8",
-                 "--postprocess=none", f"--data_dir={shapes_dir}", "--noverify")  # fmt: skip
+                 "--postprocess=none", f"--data_dir={shapes_dir}", "--noverify", "--float_layers=conv1,conv_dw_1",
+                 f"--ranges={path.with_name('ranges.csv')}")  # fmt: skip
     assert result.returncode == 0, result.stderr[-2000:]
+    assert "Least precise" in result.stdout
     return path
+
+
+def test_ranges_are_those_of_the_layers_in_int8(exported_file):
+    with open(exported_file.with_name("ranges.csv"), newline="", encoding="utf-8") as file:
+        layers = [row["layer"] for row in csv.DictReader(file)]
+    assert layers[0] == "conv_pw_1" and {"TL3_1_pointwise", "P6_pointwise", "odm3_classes_pointwise"} < set(layers)
+    assert not {"preprocessing", "conv1", "conv_dw_1"} & set(layers)
 
 
 def test_the_example_for_devices_detects_without_tensorflow(exported_file, shapes_dir):

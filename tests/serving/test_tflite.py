@@ -1,6 +1,5 @@
 """TFLite files beside the model they were made from."""
 
-import dataclasses
 import io
 import json
 import zipfile
@@ -10,7 +9,6 @@ import pytest
 import tensorflow as tf
 from tensorflow.lite.tools import flatbuffer_utils
 
-from refinedet_tf.config import DetectionConfig
 from refinedet_tf.ops.boxes import pairwise_iou
 from refinedet_tf.ops.detections import decode_predictions, suppress
 from refinedet_tf.serving.decoder import decode_detections
@@ -36,32 +34,6 @@ def photos():
             coarse_noise(rng, 1)[0].astype(np.uint8)]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def model(tiny_model):
-    """The tiny model with a cut before suppression that its 510 anchors exceed, and most of what passes it kept."""
-    config = tiny_model.config
-    detection = DetectionConfig(pre_suppression_top_k=200, iou_threshold=0.8)
-    tiny_model.config = dataclasses.replace(config, detection=detection)
-    yield tiny_model
-    tiny_model.config = config
-
-
-@pytest.fixture(scope="module")
-def files(model, tmp_path_factory):
-    """Converts on demand, each kind once."""
-    folder, known = tmp_path_factory.mktemp("tflite"), {}
-
-    def file(quantize, postprocess, input_type):
-        name = f"{quantize}_{postprocess}_{input_type}.tflite"
-        if name not in known:
-            known[name] = folder / name
-            images = coarse_noise(np.random.default_rng(8), 16) if quantize == "int8" else ()
-            known[name].write_bytes(convert_tflite(model, quantize, postprocess, input_type, images))
-        return known[name]
-
-    return file
-
-
 def live_detections(model, image):
     found = {name: value[0].numpy() for name, value in model.detect(image[np.newaxis].astype(np.float32)).items()}
     count = found.pop("num_detections")
@@ -79,35 +51,35 @@ def assert_same(found, live, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
-def test_a_float_file_detects_what_the_model_detects(model, files, photos, num_threads):
+def test_a_float_file_detects_what_the_model_detects(cut_model, tflite_files, photos, num_threads):
     # On two threads TFLite's operation loses a class, were it not for the unused ones.
-    served = TFLiteModel(files(*FLOAT), num_threads=num_threads)
+    served = TFLiteModel(tflite_files(*FLOAT), num_threads=num_threads)
     for photo in photos:
-        assert_same(served.detect(photo), live_detections(model, prepare_image(photo, SIZE, "warp", tf.float32)))
+        assert_same(served.detect(photo), live_detections(cut_model, prepare_image(photo, SIZE, "warp", tf.float32)))
     assert served.metadata.classes == ["circle", "square", "star"]
 
 
-def test_more_than_a_hundred_detections_of_a_class_are_found(files, photos):
+def test_more_than_a_hundred_detections_of_a_class_are_found(tflite_files, photos):
     # 100 is TFLite's default, which the converter cannot change.
-    assert np.bincount(TFLiteModel(files(*FLOAT)).detect(photos[1])["classes"]).max() > 100
+    assert np.bincount(TFLiteModel(tflite_files(*FLOAT)).detect(photos[1])["classes"]).max() > 100
 
 
 @pytest.mark.parametrize("kind", [FLOAT, INT8])
-def test_both_runtimes_give_the_same(files, photos, kind):
+def test_both_runtimes_give_the_same(tflite_files, photos, kind):
     litert = pytest.importorskip("ai_edge_litert.interpreter")
     runtimes = (tf.lite.Interpreter, litert.Interpreter)
-    here, there = (TFLiteModel(files(*kind), runtime).detect(photos[0]) for runtime in runtimes)
+    here, there = (TFLiteModel(tflite_files(*kind), runtime).detect(photos[0]) for runtime in runtimes)
     assert_same(here, there)
 
 
 @pytest.mark.parametrize("kind", [FLOAT, INT8])
-def test_there_is_no_operation_that_a_runtime_lacks(files, kind):
-    model = flatbuffer_utils.read_model(str(files(*kind)))
+def test_there_is_no_operation_that_a_runtime_lacks(tflite_files, kind):
+    model = flatbuffer_utils.read_model(str(tflite_files(*kind)))
     assert {code.customCode for code in model.operatorCodes if code.customCode} == {b"TFLite_Detection_PostProcess"}
 
 
-def test_int8_files_have_an_int8_network_and_a_float_decode(files):
-    model = flatbuffer_utils.read_model(str(files(*INT8)))
+def test_int8_files_have_an_int8_network_between_float_pixels_and_a_float_decode(tflite_files):
+    model = flatbuffer_utils.read_model(str(tflite_files(*INT8)))
     graph = model.subgraphs[0]
     kinds = [flatbuffer_utils.opcode_to_name(model, operator.opcodeIndex) for operator in graph.operators]
     types = [
@@ -121,15 +93,16 @@ def test_int8_files_have_an_int8_network_and_a_float_decode(files):
             assert type_ == {"INT8"}
         elif kind in ("STRIDED_SLICE", "EXP", "SOFTMAX", "LOGISTIC", "SELECT_V2", "GATHER", "CONCATENATION"):
             assert type_ <= {"FLOAT32", "BOOL"}, kind
-    # One into the network, and none behind the heads.
+    # One into the network, of normalised pixels, and none behind the heads.
     assert kinds.count("QUANTIZE") == 1
+    assert all(type_ == {"FLOAT32"} for type_ in types[: kinds.index("QUANTIZE")])
 
 
-def test_int8_detections_are_near_the_models(model, files, photos):
-    served = TFLiteModel(files(*INT8))
+def test_int8_detections_are_near_the_models(cut_model, tflite_files, photos):
+    served = TFLiteModel(tflite_files(*INT8))
     for photo in photos:
         found = served.detect(photo)
-        live = live_detections(model, served.prepare(photo)[0])
+        live = live_detections(cut_model, served.prepare(photo)[0])
         best = live["boxes"][:100]
         overlap = pairwise_iou(best, found["boxes"]).numpy()
         overlap *= live["classes"][:100, np.newaxis] == found["classes"]
@@ -137,20 +110,20 @@ def test_int8_detections_are_near_the_models(model, files, photos):
 
 
 @pytest.mark.parametrize("kind, share, tolerance", [(FLOAT16, 0.51, 0.02), (DYNAMIC, 0.4, 1.5)])
-def test_smaller_weights_make_smaller_files(model, files, photos, kind, share, tolerance):
-    weights = sum(np.prod(variable.shape) for variable in model.weights) * 4
-    assert files(*kind).stat().st_size < share * weights + 130_000  # the graph's structure does not shrink
-    served = TFLiteModel(files(*kind))
+def test_smaller_weights_make_smaller_files(cut_model, tflite_files, photos, kind, share, tolerance):
+    weights = sum(np.prod(variable.shape) for variable in cut_model.weights) * 4
+    assert tflite_files(*kind).stat().st_size < share * weights + 130_000  # the graph's structure does not shrink
+    served = TFLiteModel(tflite_files(*kind))
     inputs = served.prepare(photos[0])
     outputs = served.run(inputs)
-    for name, value in model(inputs.astype(np.float32)).items():
+    for name, value in cut_model(inputs.astype(np.float32)).items():
         np.testing.assert_allclose(outputs[name], value, atol=tolerance)
     raw = {name: np.asarray(value) for name, value in outputs.items()}
-    assert_same(served.detect(photos[0]), decode_detections(raw, model.anchors.numpy(), served.metadata.settings))
+    assert_same(served.detect(photos[0]), decode_detections(raw, cut_model.anchors.numpy(), served.metadata.settings))
 
 
-def test_metadata_are_readable_with_standard_tools(model, files):
-    with zipfile.ZipFile(files(*FLOAT16)) as archive:
+def test_metadata_are_readable_with_standard_tools(tiny_model, tflite_files):
+    with zipfile.ZipFile(tflite_files(*FLOAT16)) as archive:
         assert archive.read("labels.txt").decode().split() == ["circle", "square", "star"]
         settings = json.loads(archive.read("detector.json"))
         anchors = np.load(io.BytesIO(archive.read("anchors.npy")))
@@ -160,22 +133,28 @@ def test_metadata_are_readable_with_standard_tools(model, files):
                                  "interpolation": settings["input"]["interpolation"]}  # fmt: skip
     assert (settings["quantize"], settings["postprocess"]) == ("float16", "none")
     assert (settings["score_threshold"], settings["objectness_threshold"]) == (0.01, 0.01)
-    np.testing.assert_array_equal(anchors, model.anchors)
-    assert read_metadata(files(*FLOAT)).anchors is None
+    np.testing.assert_array_equal(anchors, tiny_model.anchors)
+    assert read_metadata(tflite_files(*FLOAT)).anchors is None
 
 
-def test_the_signature_names_inputs_and_outputs(files):
+def test_the_signature_names_inputs_and_outputs(tflite_files):
     for kind, names in (
         (FLOAT, ["detection_boxes", "detection_classes", "detection_scores", "num_detections"]),
         (FLOAT16, ["arm_objectness", "arm_offsets", "odm_classes", "odm_offsets"]),
     ):
-        signatures = tf.lite.Interpreter(str(files(*kind))).get_signature_list()
+        signatures = tf.lite.Interpreter(str(tflite_files(*kind))).get_signature_list()
         assert signatures == {"serving_default": {"inputs": ["images"], "outputs": names}}
 
 
 def test_int8_asks_for_images(tiny_model):
     with pytest.raises(ExportError, match="calibrate"):
         convert_tflite(tiny_model, "int8")
+
+
+def test_layers_that_shall_stay_in_float_are_named_if_there_are_none(tiny_model):
+    with pytest.raises(ExportError, match="no layer conv99;"):
+        images = [np.zeros((64, 128, 3), np.uint8)]
+        convert_tflite(tiny_model, "int8", calibration_images=images, float_layers=["conv1", "conv99"])
 
 
 def test_files_without_metadata_are_named(tmp_path):
