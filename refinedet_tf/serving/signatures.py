@@ -58,8 +58,6 @@ def export_saved_model(model: keras.Model, path: str, weights: str = "variables"
     is_frozen = weights != "variables"
     network = frozen_network(model, input_shape, weights) if is_frozen else functools.partial(model, training=False)
     archive = keras.export.ExportArchive()
-    if not is_frozen:
-        archive.track(model)
     with tempfile.TemporaryDirectory() as folder:
         labels = os.path.join(folder, LABELS)
         write_labels(labels, model.config.classes)
@@ -160,23 +158,22 @@ def decode_batch(contents: tf.Tensor, size: Sequence[int], mode: str) -> tuple[t
         float32 `[b, *size, 3]`, RGB, 0..255, black where a file cannot be decoded; int32 `[b, 2]`, height and width of
         the images as they were; bool `[b]`, whether a file can be decoded.
     """
-    blank = (tf.zeros([*size, 3]), tf.constant(size, tf.int32), tf.constant(False))
+    count = tf.shape(contents)[0]
 
-    def prepare(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def prepare(index: tf.Tensor, content: tf.Tensor) -> tuple[tf.Tensor, ...]:
         image = decode(content)
-        return resize(image, size, mode), tf.shape(image)[:2], tf.constant(True)
+        return index, resize(image, size, mode), tf.shape(image)[:2]
 
-    def decode_or_blank(content: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        # A data set of one file is the one place in a graph where an error can be caught.
-        readable = tf.data.Dataset.from_tensors(content).map(prepare).ignore_errors()
-        return readable.reduce(blank, lambda _, image: image)
-
-    signature = (
-        tf.TensorSpec([*size, 3], tf.float32),
-        tf.TensorSpec([2], tf.int32),
-        tf.TensorSpec([], tf.bool),
-    )
-    return tf.map_fn(decode_or_blank, contents, fn_output_signature=signature)
+    # A data set is the one place in a graph where an error can be caught: what cannot be decoded falls out of it. The
+    # blank image behind all others takes the place of these.
+    files = tf.data.Dataset.from_tensor_slices((tf.range(count), contents))
+    readable = files.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+    blank = tf.data.Dataset.from_tensors((count, tf.zeros([*size, 3]), tf.constant(size, tf.int32)))
+    whole = readable.concatenate(blank).batch(tf.cast(count, tf.int64) + 1)
+    indices, images, image_sizes = whole.get_single_element()
+    last = tf.size(indices) - 1
+    rows = tf.tensor_scatter_nd_update(tf.fill([count + 1], last), indices[:, tf.newaxis], tf.range(last + 1))[:count]
+    return tf.gather(images, rows), tf.gather(image_sizes, rows), rows < last
 
 
 def serving_outputs(detections: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -91,12 +91,18 @@ def computed_tensors(content: bytes) -> list[str]:
 def layer_of_tensor(tensor_name: str, layers: Collection[str]) -> str | None:
     """The layer that makes a tensor, by the tensor's name, which lists the operations that were fused to make it.
 
-    `refinedet_1/conv1_bn_1/add;refinedet_1/conv1_1/convolution` comes from `conv1`: what is fused into a layer has its
-    name with an ending, and TensorFlow may have added a number.
+    `refinedet_1/conv1_bn_1/add;refinedet_1/conv1_1/convolution` comes from `conv1`: a convolution comes before what is
+    fused into it. TensorFlow may have added a number to a layer's name.
     """
-    parts = {part for operation in tensor_name.split(";") for part in operation.split("/")}
-    parts |= {re.sub(r"_\d+$", "", part) for part in parts - set(layers)}
-    return min(parts & set(layers), key=len, default=None)
+    found = []
+    for operation in tensor_name.split(";"):
+        *scopes, kind = operation.split("/")
+        for scope in scopes:
+            layer = scope if scope in layers else re.sub(r"_\d+$", "", scope)
+            if layer in layers:
+                is_convolution = "conv" in kind.lower() or kind == "depthwise"
+                found.append((not is_convolution, len(layer), layer))
+    return min(found)[-1] if found else None
 
 
 def write_tensor_ranges(ranges: Sequence[TensorRange], path: str | os.PathLike) -> None:

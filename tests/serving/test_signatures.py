@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
 
 from refinedet_tf import serving
 from refinedet_tf.ops.detections import decode_predictions, suppress
@@ -174,6 +175,26 @@ def test_saved_model_cli_shows_the_signatures_and_runs_them(exported, batches, o
     assert ran.returncode == 0, ran.stderr
     for name, expected in of(outputs, "serving_default/small").items():
         np.testing.assert_allclose(np.load(tmp_path / f"{name}.npy"), expected, atol=1e-6)
+
+
+def test_no_part_of_a_signature_is_bound_to_a_device(exported):
+    # Exported here, it has to use the GPU of a server, and the other way round.
+    model = saved_model_pb2.SavedModel.FromString((exported / "saved_model.pb").read_bytes())
+    (graph,) = (entry.graph_def for entry in model.meta_graphs)
+    bound = {
+        function.signature.name
+        for function in graph.library.function
+        for node in function.node_def
+        if node.device
+    }  # fmt: skip
+    # TensorFlow reads and writes the variables' file on the CPU.
+    assert {"_traced_restore" in name or "_traced_save" in name for name in bound} == {True}
+
+
+def test_every_weight_is_saved_once(tiny_model, exported):
+    weights = sum(np.prod(variable.shape) for variable in tiny_model.weights) * 4
+    variables = sum(path.stat().st_size for path in (exported / "variables").iterdir())
+    assert weights < variables < 1.1 * weights  # the rest is their index
 
 
 def test_labels_are_an_asset_of_the_exported_model(exported):
