@@ -26,15 +26,20 @@ def frozen_network(
     """
     images = tf.TensorSpec([None, *input_shape], tf.float32, name="images")
     function = tf.function(lambda images: model(images, training=False)).get_concrete_function(images)
-    names = sorted(function.structured_outputs)
+    # A dict's values leave a function in the order of the sorted keys.
+    shapes = {name: output.shape for name, output in sorted(function.structured_outputs.items())}
     frozen = convert_variables_to_constants_v2(function)
     graph = frozen.graph.as_graph_def()
     if weights != "float32":
         _halve_constants(graph, tf.as_dtype(weights))
     imported = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), [])
-    # A dict's values leave a function in the order of the sorted keys.
     network = imported.prune([tensor.name for tensor in frozen.inputs], [tensor.name for tensor in frozen.outputs])
-    return lambda images: dict(zip(names, network(images), strict=True))
+
+    def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        outputs = zip(shapes.items(), network(images), strict=True)
+        return {name: tf.ensure_shape(output, shape) for (name, shape), output in outputs}
+
+    return run
 
 
 def _halve_constants(graph: tf.compat.v1.GraphDef, dtype: tf.DType) -> None:

@@ -47,18 +47,19 @@ def measure_tensor_ranges(
     Returns:
         The tensors that are computed as int8, in the order in which they are.
     """
-    names = computed_tensors(quantized)
+    exact_names, names = computed_tensors(exact), computed_tensors(quantized)
     exact, quantized = _open(exact), _open(quantized)
-    known = {tensor["name"]: tensor["index"] for tensor in exact.get_tensor_details()}
+    details = [tensor for tensor in exact.get_tensor_details() if tensor["name"] in exact_names]
+    known = {_without_number(tensor["name"]): tensor["index"] for tensor in details}
     int8 = {tensor["name"]: tensor for tensor in quantized.get_tensor_details() if tensor["dtype"] == np.int8}
-    tensors = [int8[name] for name in names if name in int8 and name in known]
+    tensors = [int8[name] for name in names if name in int8 and _without_number(name) in known]
     sums = np.zeros([len(tensors), 4])  # of values, of their squares, of squared errors, and how many
     lows, highs = np.full(len(tensors), np.inf), np.full(len(tensors), -np.inf)
     for image in images:
         _run(exact, image)
         _run(quantized, image)
         for row, tensor in enumerate(tensors):
-            expected = exact.get_tensor(known[tensor["name"]]).astype(np.float64)
+            expected = exact.get_tensor(known[_without_number(tensor["name"])]).astype(np.float64)
             scale, zero_point = tensor["quantization"]
             error = (quantized.get_tensor(tensor["index"]).astype(np.float64) - zero_point) * scale - expected
             sums[row] += expected.sum(), (expected**2).sum(), (error**2).sum(), expected.size
@@ -122,6 +123,11 @@ def _open(content: bytes) -> tf.lite.Interpreter:
     )
     interpreter.allocate_tensors()
     return interpreter
+
+
+def _without_number(tensor_name: str) -> str:
+    """The name that is the same in both files; where a constant has it, too, the converter adds some number to one."""
+    return tensor_name.rstrip("0123456789")
 
 
 def _run(interpreter: tf.lite.Interpreter, image: np.ndarray) -> None:
