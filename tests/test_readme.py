@@ -54,6 +54,13 @@ def test_the_five_lines_train_on_photos_of_ones_own(checkout, tiny_recipe):
     assert len(list((checkout / "work/mine/pictures").glob("*.jpg"))) == 12
 
 
+def test_the_data_commands_look_at_and_convert_the_photos(checkout, tiny_recipe):
+    (checkout / "my.yaml").write_text(tiny_recipe.read_text())
+    for line in block("bash", "inspect_data").strip().splitlines():
+        run(checkout, "bash", "-c", line)
+    assert (checkout / "samples.png").exists() and list((checkout / "records").glob("val.tfrecord-*"))
+
+
 def test_the_example_in_python_runs(checkout):
     output = run(checkout, sys.executable, "-c", block("python", "import refinedet_tf"))
     assert "loss" in output
