@@ -1,11 +1,11 @@
 """Time, size and memory of detection, in the model's stages and in each exported form.
 
-python benchmarks/inference.py --work_dir=work/benchmark [--model=work/best.keras] [--only=stages]
+python benchmarks/inference.py --work_dir=work/benchmark [--model=work/mine/best.keras ...] [--only=stages]
 
 Every measurement runs in a process of its own, so that its peak memory is its own. Weights are random unless a trained
-model is given: they change nothing in the network's time. What the time of suppression depends on is how many scores
+models are given: they change nothing in the network's time. What the time of suppression depends on is how many scores
 pass the threshold, so that stage is timed on predictions that are drawn to be like a trained model's, and on random
-ones, of which all pass.
+ones, of which all pass. The exported forms of random weights are timed with all passing.
 """
 
 import json
@@ -55,6 +55,11 @@ def peak_mib():
 def open_model(name):
     """A trained model, or that of a recipe with random weights."""
     return load_model(name) if name.endswith(".keras") else build_model(load_config(name))
+
+
+def label_of(name):
+    """A recipe's name, or that of the folder in which a trained model lies."""
+    return Path(name).parent.name if name.endswith(".keras") else Path(name).stem
 
 
 def noise(shape, seed=0):
@@ -107,7 +112,7 @@ def stages(name, work_dir):
 
 def serving_bytes(name, work_dir):
     """From JPEG files of 500 x 375 to detections."""
-    path = Path(work_dir) / f"{Path(name).stem}_saved_model"
+    path = Path(work_dir) / f"{label_of(name)}_saved_model"
     if not path.exists():
         export_saved_model(open_model(name), str(path))
         return None  # the export would count as memory
@@ -124,7 +129,7 @@ def serving_bytes(name, work_dir):
 
 def tflite(name, work_dir, quantize):
     """One image of the input's size, on two threads."""
-    path = Path(work_dir) / f"{Path(name).stem}_{quantize}.tflite"
+    path = Path(work_dir) / f"{label_of(name)}_{quantize}.tflite"
     if not path.exists():
         model = open_model(name)
         images = [noise((*model.config.input_size, 3), seed) for seed in range(8)]
@@ -135,10 +140,10 @@ def tflite(name, work_dir, quantize):
     return {"megabytes": path.stat().st_size / 1e6, "ms": median_seconds(lambda: served.run(image), 10) * 1e3}
 
 
-def measurements(model):
+def measurements(models):
     """Name of each measurement, and the call."""
-    for name in (VGG, EDGE, *([model] if model else [])):
-        label = Path(name).stem
+    for name in (VGG, EDGE, *models):
+        label = label_of(name)
         yield f"stages {label}", lambda work_dir, name=name: stages(name, work_dir)
         yield f"serving_bytes {label}", lambda work_dir, name=name: serving_bytes(name, work_dir)
         for quantize in ("none", "int8"):
@@ -163,7 +168,7 @@ def main(argv):
 def in_child(key):
     """The result of a measurement in a process of its own; one that only makes the file is followed by another."""
     command = [sys.executable, __file__, f"--work_dir={FLAGS.work_dir}", f"--only={key}", "--child"]
-    command += [f"--model={FLAGS.model}"] if FLAGS.model else []
+    command += [f"--model={model}" for model in FLAGS.model]
     for _ in range(2):
         output = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
         result = json.loads(output.rsplit("RESULT ", 1)[1])
@@ -174,7 +179,7 @@ def in_child(key):
 
 if __name__ == "__main__":
     flags.DEFINE_string("work_dir", "work/benchmark", "Where exported files are kept.")
-    flags.DEFINE_string("model", None, "A trained model to measure, too.")
+    flags.DEFINE_multi_string("model", [], "A trained model to measure, too; repeatable.")
     flags.DEFINE_string("only", "", "Measure only what has this in its name.")
     flags.DEFINE_bool("child", False, "Set by the program itself.")
     app.run(main)
