@@ -176,7 +176,7 @@ class DataConfig:
             the like; `coco`: train2017 and the like; `tfds`: voc/2007/train and the like.
         val_splits: what to evaluate on.
         max_boxes: objects of one image that a training batch holds; further ones are dropped and counted.
-        cache: keep decoded training images in memory.
+        cache: read all training images at once and keep the files in memory, for disks that are slow.
         augmentation: what is done to training images.
     """
 

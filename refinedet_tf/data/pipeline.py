@@ -32,7 +32,7 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
             cannot be taken up again.
         max_boxes: the first so many boxes of an example are used; `count_dropped_boxes` counts the others.
         seed: of order and augmentation.
-        cache: keep the decoded images in memory.
+        cache: read all image files at once and keep them in memory, for disks that are slow.
         resize: `warp` or `letterbox`, as in the model's configuration.
         drop_remainder: leave out the images that do not fill a batch at the end of an epoch; otherwise the last batch
             is smaller.
@@ -157,18 +157,12 @@ def _image_decoder(examples: Sequence[Example]) -> Callable[[tf.Tensor], tf.Tens
 
 
 def _image_cache(examples: Sequence[Example]) -> Callable[[tf.Tensor], tf.Tensor]:
-    """As `_image_decoder`, but every image is decoded once and then kept in memory.
+    """As `_image_decoder`, but every image file is read at once and kept in memory, encoded as it is.
 
     `tf.data.Dataset.cache` gives its elements in one order only, which every epoch would have to shuffle again.
     """
-    images = {}
-
-    def kept(index: np.int64) -> np.ndarray:
-        if index not in images:
-            images[index] = image_ops.decode(tf.constant(examples[index].read_image())).numpy()
-        return images[index]
-
-    return lambda index: tf.ensure_shape(tf.numpy_function(kept, [index], tf.uint8), [None, None, 3])
+    files = tf.constant([example.read_image() for example in examples])
+    return lambda index: image_ops.decode(files[index])
 
 
 def _objects(examples: Sequence[Example], max_boxes: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
@@ -96,9 +97,12 @@ def test_each_epoch_has_another_order_and_other_augmentations(drawn):
     assert list(first_turned[np.argsort(first)]) != list(second_turned[np.argsort(second)])  # nor on the example
 
 
-def test_a_cache_changes_where_images_come_from_but_not_what_they_are(drawn):
+def test_a_cache_needs_no_file_again_and_gives_the_same_images(drawn, tmp_path):
+    copies = [dataclasses.replace(example, image_path=shutil.copy(example.image_path, tmp_path)) for example in drawn]
+    dataset = training_pipeline(copies, SIZE, 12, PLAIN, 6, seed=0, cache=True)
+    shutil.rmtree(tmp_path)
     expected = sorted(loaded(example).sum() for example in drawn)
-    for images, _, _ in epochs(training_pipeline(drawn, SIZE, 12, PLAIN, 6, seed=0, cache=True), 2):
+    for images, _, _ in epochs(dataset, 2):
         np.testing.assert_allclose(sorted(images.sum(axis=(1, 2, 3))), expected, rtol=1e-5)
 
 
