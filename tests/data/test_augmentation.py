@@ -63,6 +63,18 @@ def test_colours_change_as_in_a_slow_implementation_on_the_same_numbers():
     assert (np.mean(taken, axis=0) > 0.3).all() and (np.mean(taken, axis=0) < 0.7).all()
 
 
+@pytest.mark.parametrize("factor", [0.5, 0.83, 1.0, 1.21, 1.5])
+def test_saturation_is_that_of_tensorflow(factor):
+    image = np.random.default_rng(2).integers(0, 256, (200, 201, 3)).astype(np.float32)
+    image[:20, :, 1:] = image[:20, :, :1]  # greys
+    image[20:40, :, 1] = 0  # fully saturated
+    image[40], image[41] = 0, 255
+    difference = np.abs(augmentation._saturated(tf.constant(image), factor)
+                        - np.round(tf.image.adjust_saturation(image, factor)))
+    # With factors of 1/2 and 3/2, one of thirty values lies halfway between two whole numbers.
+    assert difference.max() <= 1 and (difference > 0).mean() < (0.03 if factor % 1 == 0.5 else 0.01)
+
+
 def over_many_seeds(function):
     """What a function of a seed gives for 4000 of them."""
     many = tf.random.uniform([4000, 2], maxval=1 << 30, dtype=tf.int32, seed=5)
