@@ -22,6 +22,8 @@ from refinedet_tf.ops.boxes import pairwise_iou
 CROP_MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # one sampler each; with 0 any crop of an image with objects will do
 CROP_TRIALS = 50
 RESIZE_METHODS = ("bilinear", "area", "nearest", "bicubic", "lanczos3")
+SAMPLED = {"nearest": None, "bicubic": "keyscubic", "lanczos3": "lanczos3"}  # with the names of ScaleAndTranslate
+REACH = 3  # pixels: none of these three looks further
 
 
 def augment(image: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor, config: AugmentationConfig,
@@ -51,10 +53,12 @@ def augment(image: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor, config: Augm
     image = image[visible[1]:visible[3], visible[0]:visible[2]]
     if config.photometric:
         image = photometric_distortion(image, seeds[0])
-    image = _filled(image, visible, window)
-    window_size = tf.shape(image)[:2]
+    window_size = tf.reverse(window[2:] - window[:2], axis=[0])
     shown = image_ops.shown_size(window_size, size, resize)
-    image = random_resize(image, shown, seeds[3]) if config.random_interpolation else image_ops.resize(image, shown)
+    if config.random_interpolation:
+        image = _random_resize(image, visible, window, shown, seeds[3])
+    else:
+        image = image_ops.resize(_filled(image, visible, window), shown)
     image = image_ops.pad(image, size, resize)
     boxes = image_ops.boxes_to_input(boxes, window_size, size, resize)
     if config.flip:
@@ -162,12 +166,16 @@ def _filled(image: tf.Tensor, visible: tf.Tensor, window: tf.Tensor) -> tf.Tenso
     right, bottom = tf.unstack(window[2:] - visible[2:])
     width, height = tf.unstack(window[2:] - window[:2])
 
+    def plain(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
+        row = tf.tile(tf.constant(image_ops.MEAN_COLOUR, image.dtype), [width])
+        return tf.broadcast_to(row, [height, width * 3])
+
     def fill() -> tf.Tensor:
         # Rows of height x (width * 3) values: with long rows, filling and joining are plain copies.
         seen_height = tf.shape(image)[0]
         rows = tf.reshape(image, [seen_height, tf.shape(image)[1] * 3])
-        rows = tf.concat([_plain(seen_height, left), rows, _plain(seen_height, right)], axis=1)
-        rows = tf.concat([_plain(top, width), rows, _plain(bottom, width)], axis=0)
+        rows = tf.concat([plain(seen_height, left), rows, plain(seen_height, right)], axis=1)
+        rows = tf.concat([plain(top, width), rows, plain(bottom, width)], axis=0)
         return tf.reshape(rows, [height, width, 3])
 
     return tf.cond(tf.reduce_all(visible == window), lambda: image, fill)
@@ -181,12 +189,6 @@ def _twice(values: tf.Tensor) -> tf.Tensor:
 def _scaled(length: tf.Tensor, factor: tf.Tensor) -> tf.Tensor:
     """Lengths in whole pixels times factors, rounded down, but not for what float32 lacks to the next pixel."""
     return tf.cast(tf.cast(length, tf.float32) * factor + 1e-3, tf.int32)
-
-
-def _plain(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-    """Pixels of the mean colour, uint8 `[height, width * 3]`."""
-    row = tf.tile(tf.constant(image_ops.MEAN_COLOUR, tf.uint8), [width])
-    return tf.broadcast_to(row, [height, width * 3])
 
 
 def random_crop(image: tf.Tensor, boxes: tf.Tensor, classes: tf.Tensor,
@@ -267,12 +269,20 @@ def random_resize(image: tf.Tensor, size: Sequence[int], seed: tf.Tensor) -> tf.
     Returns:
         float32 `[height, width, 3]`, 0..255.
     """
+    whole = _whole(image)
+    return _random_resize(image, whole, whole, tf.convert_to_tensor(size), seed)
+
+
+def _random_resize(image: tf.Tensor, visible: tf.Tensor, window: tf.Tensor, size: tf.Tensor,
+                   seed: tf.Tensor) -> tf.Tensor:
+    """`random_resize` of what is seen through a window of which `image` fills the part `visible`."""
     def resize_with(method: str) -> Callable[[], tf.Tensor]:
         def resized() -> tf.Tensor:
-            if method == "lanczos3":
-                return _resize_lanczos3(image, size)
+            if method in SAMPLED:
+                return _resampled(image, visible, window, size, method)
             # TensorFlow's kernels are faster on float32 than on uint8.
-            return tf.image.resize(tf.cast(image, tf.float32), size, method=method, antialias=False)
+            canvas = tf.cast(_filled(image, visible, window), tf.float32)
+            return tf.image.resize(canvas, size, method=method, antialias=False)
 
         return resized
 
@@ -281,23 +291,45 @@ def random_resize(image: tf.Tensor, size: Sequence[int], seed: tf.Tensor) -> tf.
     return tf.clip_by_value(image, 0.0, 255.0)  # bicubic and lanczos3 overshoot at edges
 
 
-def _resize_lanczos3(image: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
-    """What `tf.image.resize` gives, three times as fast.
+def _resampled(image: tf.Tensor, visible: tf.Tensor, window: tf.Tensor, size: tf.Tensor, method: str) -> tf.Tensor:
+    """What `tf.image.resize` makes of all that is seen through a window, without those plain pixels that stay plain.
 
-    TensorFlow's kernel goes through columns number by number but takes a row at once: so columns are made rows.
+    `made` are the pixels of the result that are computed, `needed` those of the window that they come from, both
+    `(left, top, right, bottom)`. TensorFlow's kernels go through columns number by number but take a row at once: so
+    columns are made rows.
     """
-    rows = _resample_rows(image, size[0])
-    return tf.transpose(_resample_rows(tf.transpose(rows, [1, 0, 2]), size[1]), [1, 0, 2])
+    corner, old, new = tf.tile(window[:2], [2]), window[2:] - window[:2], tf.reverse(size, axis=[0])
+    old_size, new_size = tf.tile(old, [2]), tf.tile(new, [2])
+    reach, up = tf.constant([-REACH, -REACH, REACH, REACH]), tf.constant([0, 0, 1, 1])  # right and bottom round up
+    made = ((visible - corner + reach) * new_size + up * (old_size - 1)) // old_size
+    made = tf.clip_by_value(made, 0, new_size)
+    needed = (made * old_size + up * (new_size - 1)) // new_size + reach
+    needed = tf.clip_by_value(needed, 0, old_size)
+    image = _filled(image, visible, needed + corner)
+    for axis in (1, 0):
+        image = _resampled_rows(image, needed[axis], made[axis], made[axis + 2], old[axis], new[axis], method)
+        image = tf.transpose(image, [1, 0, 2])
+    return _filled(tf.cast(image, tf.float32), made, tf.concat([[0, 0], new], axis=0))
 
 
-def _resample_rows(image: tf.Tensor, count: int | tf.Tensor) -> tf.Tensor:
-    """Image `[h, w, 3]` with `count` rows in the place of h, float32 `[count, w, 3]`."""
+def _resampled_rows(image: tf.Tensor, origin: tf.Tensor, first: tf.Tensor, end: tf.Tensor, old: tf.Tensor,
+                    new: tf.Tensor, method: str) -> tf.Tensor:
+    """The rows from `first` to before `end` of the `new` ones that take the place of `old` rows.
+
+    Of the old ones, `image` has those that matter, from the row `origin` on.
+    """
+    old, new = tf.cast(old, tf.float32), tf.cast(new, tf.float32)
+    if method == "nearest":
+        rows = tf.cast((tf.cast(tf.range(first, end), tf.float32) + 0.5) * (old / new), tf.int32)
+        return tf.gather(image, tf.minimum(rows - origin, tf.shape(image)[0] - 1))
     height, width = tf.unstack(tf.shape(image)[:2])
+    scale = new / old
+    translation = tf.cast(origin, tf.float32) * scale - tf.cast(first, tf.float32)
     rows = tf.raw_ops.ScaleAndTranslate(
-        images=tf.reshape(image, [1, height, 1, width * 3]), size=tf.stack([count, 1]),
-        scale=tf.stack([tf.cast(count, tf.float32) / tf.cast(height, tf.float32), 1.0]), translation=[0.0, 0.0],
-        kernel_type="lanczos3", antialias=False)
-    return tf.reshape(rows, [count, width, 3])
+        images=tf.reshape(image, [1, height, 1, width * 3]), size=tf.stack([end - first, 1]),
+        scale=tf.stack([scale, 1.0]), translation=tf.stack([translation, 0.0]), kernel_type=SAMPLED[method],
+        antialias=False)
+    return tf.reshape(rows, [end - first, width, 3])
 
 
 def random_flip(image: tf.Tensor, boxes: tf.Tensor, seed: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

@@ -255,7 +255,9 @@ def test_every_interpolation_is_used_and_stays_within_the_range_of_colours():
     for seed in seeds(40):
         resized = augmentation.random_resize(image, (25, 50), seed).numpy()
         assert resized.dtype == np.float32 and resized.min() >= 0 and resized.max() <= 255
-        used += [name for name, expected in methods.items() if np.array_equal(resized, expected)]
+        # TensorFlow's own bicubic kernel rounds places to 1/1024 of a pixel, between pixels that differ by 255 here.
+        used += [name for name, expected in methods.items()
+                 if np.allclose(resized, expected, rtol=0, atol=0.5 if name == "bicubic" else 1e-4)]
     assert len(used) == 40 and set(used) == set(methods)
 
 
@@ -352,5 +354,6 @@ def test_all_steps_at_once_are_the_steps_one_after_the_other():
         expected = augmentation.random_resize(expected, (40, 50), parts[3])
         expected, moved = augmentation.random_flip(expected, moved, parts[4])
         for fast, slow in zip(together(image, boxes, classes, seed), (expected, moved, kept), strict=True):
-            np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-4)
+            # Counted from elsewhere, the place of a pixel is another float32, by some hundred thousandths of a pixel.
+            np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=0.01)
     assert beside  # among them crops that show nothing of the image
