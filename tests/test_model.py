@@ -160,6 +160,7 @@ def test_keras_file_gives_equal_predictions_in_another_process(tiny_model, tiny_
 EVERYTHING_CHANGED = ModelConfig(
     classes=["a", "b"],
     input_size=[128, 64],
+    resize="letterbox",
     backbone=BackboneConfig(
         "mobilenet_v1", 0.25, preprocessing="torch", frozen_stages=2, freeze_batch_norm=True
     ),
