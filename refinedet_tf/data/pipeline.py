@@ -93,10 +93,7 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
     if augmentation.keras_cv:
         layers = build_layers(augmentation.keras_cv, input_size, seed)
         dataset = dataset.map(layers, num_parallel_calls=tf.data.AUTOTUNE)
-    options = tf.data.Options()
-    options.deterministic = deterministic
-    options.threading.max_intra_op_parallelism = 1  # images come in parallel; sharing the work on one would only cost
-    return dataset.prefetch(tf.data.AUTOTUNE).with_options(options)
+    return dataset.prefetch(tf.data.AUTOTUNE).with_options(_options(deterministic))
 
 
 def epoch_variable(number: int) -> tf.Variable:
@@ -122,7 +119,7 @@ def evaluation_pipeline(examples: Sequence[Example], input_size: Sequence[int],
     dataset = tf.data.Dataset.range(len(examples))
     dataset = dataset.map(lambda index: image_ops.resize(image_of(index), input_size, resize),
                           num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE)
+    return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE).with_options(_options())
 
 
 def image_pipeline(examples: Sequence[Example]) -> tf.data.Dataset:
@@ -132,12 +129,23 @@ def image_pipeline(examples: Sequence[Example]) -> tf.data.Dataset:
         Batches of one image, uint8 `[1, height, width, 3]`, RGB.
     """
     dataset = tf.data.Dataset.range(len(examples)).map(_image_decoder(examples), num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.batch(1).prefetch(tf.data.AUTOTUNE)
+    return dataset.batch(1).prefetch(tf.data.AUTOTUNE).with_options(_options())
 
 
 def count_dropped_boxes(examples: Sequence[Example], max_boxes: int) -> int:
     """How many boxes `training_pipeline` leaves out because their image has more than `max_boxes`."""
     return sum(max(int((~example.crowd).sum()) - max_boxes, 0) for example in examples)
+
+
+def _options(deterministic: bool = True) -> tf.data.Options:
+    """How all pipelines run."""
+    options = tf.data.Options()
+    options.deterministic = deterministic
+    # TensorFlow's tuning often holds up the end of an epoch, by up to a third of its length or a minute: its thread may
+    # miss that it shall stop, and sleeps on. Without it AUTOTUNE stands for as many calls at once as there are cores.
+    options.autotune.enabled = False
+    options.threading.max_intra_op_parallelism = 1  # images come in parallel; sharing the work on one would only cost
+    return options
 
 
 def _image_decoder(examples: Sequence[Example]) -> Callable[[tf.Tensor], tf.Tensor]:

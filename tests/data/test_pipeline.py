@@ -7,7 +7,13 @@ import tensorflow as tf
 
 from refinedet_tf.config import AugmentationConfig
 from refinedet_tf.data.examples import DataError
-from refinedet_tf.data.pipeline import count_dropped_boxes, epoch_variable, evaluation_pipeline, training_pipeline
+from refinedet_tf.data.pipeline import (
+    count_dropped_boxes,
+    epoch_variable,
+    evaluation_pipeline,
+    image_pipeline,
+    training_pipeline,
+)
 from refinedet_tf.data.shapes import SHAPES, draw_shapes
 from refinedet_tf.data.voc import read_voc
 from refinedet_tf.ops import images as image_ops
@@ -220,3 +226,10 @@ def test_kerascv_layers_take_the_batches(drawn):
     np.testing.assert_array_equal(classes, targets["classes"])
     np.testing.assert_allclose(boxes[real].T, [1 - xmax, ymin, 1 - xmin, ymax], atol=1e-5)
     np.testing.assert_allclose(result["images"], images[:, :, ::-1], atol=1e-3)
+
+
+def test_no_iteration_waits_for_the_thread_that_tunes(drawn):
+    # It may sleep for a minute before it notices that the iteration is over; see `_options`.
+    for dataset in (training_pipeline(drawn, SIZE, 4, PLAIN, 6, 0), evaluation_pipeline(drawn, SIZE, 4),
+                    image_pipeline(drawn)):
+        assert dataset.options().autotune.enabled is False
