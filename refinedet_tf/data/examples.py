@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
+RECORD_HEADER = 12  # bytes that TFRecord puts before a record: its length and a checksum
+
 
 class DataError(ValueError):
     """A data set that cannot be used; the message names the file or folder and what to do."""
@@ -25,7 +27,8 @@ class Example:
         difficult: bool `[m]`, objects that VOC's evaluation ignores; training uses them, as the authors do.
         crowd: bool `[m]`, regions full of objects of a class, as COCO marks them: not trained on (anchors on them may
             be negatives, as the authors have it) and ignored in evaluation.
-        part: offset and length in bytes of the encoded image in `image_path`; (0, -1) is the whole file.
+        part: where in the record file the encoded image is, in bytes: at which the record begins, offset and length of
+            the image in the record's contents. None if `image_path` is the image.
     """
 
     image_id: str
@@ -36,7 +39,7 @@ class Example:
     classes: np.ndarray
     difficult: np.ndarray
     crowd: np.ndarray
-    part: tuple[int, int] = (0, -1)
+    part: tuple[int, int, int] | None = None
 
     def read_image(self) -> bytes:
         """The encoded image, as it is stored.
@@ -44,14 +47,12 @@ class Example:
         Raises:
             tf.errors.OpError: the file cannot be read.
         """
-        return read_part(self.image_path, *self.part)
-
-
-def read_part(path: str, offset: int, length: int) -> bytes:
-    """Reads `length` bytes of a file from `offset` on, all that follow if `length` is -1; any path of `tf.io.gfile`."""
-    with tf.io.gfile.GFile(path, "rb") as file:
-        file.seek(offset)
-        return file.read(length)
+        with tf.io.gfile.GFile(self.image_path, "rb") as file:
+            if self.part is None:
+                return file.read()
+            start, offset, length = self.part
+            file.seek(start + RECORD_HEADER + offset)
+            return file.read(length)
 
 
 @dataclass(frozen=True)

@@ -168,7 +168,7 @@ def _inspect_file(example: Example) -> tuple[str, list[Defect]]:
             if image.mode not in ("RGB", "P"):
                 notes.append(Defect(where, f"no RGB image, converted: {image.mode}"))
             extension = os.path.splitext(example.image_path)[1].lower()
-            if example.part == (0, -1) and extension not in EXTENSIONS.get(image.format, (extension,)):
+            if example.part is None and extension not in EXTENSIONS.get(image.format, (extension,)):
                 notes.append(Defect(where, f"the name says otherwise, but it is: {image.format}"))
     except UnidentifiedImageError:
         pass  # TensorFlow has decoded it, and that is what counts

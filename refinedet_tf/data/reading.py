@@ -118,7 +118,8 @@ def relative_box(corners: Sequence[float], height: float, width: float,
 
 
 def add_example(reading: Reading, image_id: str, image_path: str, size: tuple[int, int],
-                objects: Iterable[AnnotatedObject], part: tuple[int, int] = (0, -1), relative: bool = False) -> None:
+                objects: Iterable[AnnotatedObject], part: tuple[int, int, int] | None = None,
+                relative: bool = False) -> None:
     """Gives a reading its example, with the usable ones of the objects, and the defects of the others.
 
     Args:
@@ -127,7 +128,7 @@ def add_example(reading: Reading, image_id: str, image_path: str, size: tuple[in
         image_path: its file.
         size: height and width in pixels.
         objects: as they are annotated.
-        part: where in the file the image is.
+        part: as in `Example`.
         relative: corners are in 0..1 instead of pixels.
     """
     height, width, tolerance = (1, 1, 1 / min(size)) if relative else (*size, 1)

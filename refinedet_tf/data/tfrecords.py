@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 from tqdm import tqdm
 
-from refinedet_tf.data.examples import DataError, Defect, Example, ExampleSet
+from refinedet_tf.data.examples import RECORD_HEADER, DataError, Defect, Example, ExampleSet
 from refinedet_tf.data.reading import (
     AnnotatedObject,
     Reading,
@@ -31,8 +31,7 @@ LABEL_MAP = "label_map.pbtxt"
 SUFFIX = ".tfrecord"
 BOX_FEATURES = tuple(f"image/object/bbox/{side}" for side in ("xmin", "ymin", "xmax", "ymax"))
 UNFINISHED = "~"  # the first character of a file that is being written
-# What TFRecord puts before a record (its length and a checksum) and behind it (a checksum), in bytes.
-HEADER, FOOTER = 12, 4
+RECORD_FOOTER = 4  # bytes that TFRecord puts behind a record: a checksum
 
 
 def write_tfrecords(example_set: ExampleSet, output_dir: str, name: str, shards: int) -> list[str]:
@@ -136,16 +135,16 @@ def read_tfrecords(root: str | os.PathLike, splits: Sequence[str], classes: Sequ
 
 
 def iterate_records(path: str) -> Iterator[tuple[int, bytes]]:
-    """The records of a file, each with the offset of its first byte.
+    """The records of a file, each with the byte at which it begins, header included.
 
     Raises:
         DataError: the file is cut short, damaged, compressed or no record file.
     """
-    start, count = HEADER, 0
+    start, count = 0, 0
     try:
         for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
             yield start, record
-            start += len(record) + FOOTER + HEADER
+            start += RECORD_HEADER + len(record) + RECORD_FOOTER
             count += 1
     except tf.errors.OpError as error:
         raise DataError(f"{path} is damaged after record {count}, or no uncompressed TFRecord file: "
@@ -192,9 +191,9 @@ def _read(path: str, start: int, record: bytes, labels: dict[int, str]) -> Readi
     return reading
 
 
-def locate(encoded: bytes, record: bytes, start: int) -> tuple[int, int]:
-    """Offset and length in the file of an encoded image that stands as it is in the record that begins at `start`."""
-    return start + record.index(encoded), len(encoded)
+def locate(encoded: bytes, record: bytes, start: int) -> tuple[int, int, int]:
+    """The `Example.part` of an encoded image that stands as it is in the record that begins at `start`."""
+    return start, record.index(encoded), len(encoded)
 
 
 def _find_files(root: str, split: str) -> list[str]:

@@ -52,9 +52,11 @@ def test_what_was_written_is_read_back_as_it_was(photos, tmp_path, shards):
             assert_equal(before, after)
 
 
-def test_batches_from_records_are_those_from_files(photos, tmp_path):
+@pytest.mark.parametrize("files", [0, 2], ids=["records", "both"])
+def test_batches_from_records_are_those_from_files(photos, tmp_path, files):
     write_tfrecords(photos, str(tmp_path / "records"), "train", 2)
     examples = read_tfrecords(tmp_path / "records", ["train"], CLASSES).examples
+    examples[:files] = photos.examples[:files]
     for pipeline in (lambda examples: training_pipeline(examples, (64, 64), 2, AugmentationConfig(), 4, seed=1),
                      lambda examples: evaluation_pipeline(examples, (64, 64), 2), image_pipeline):
         for before, after in zip(pipeline(photos.examples), pipeline(examples), strict=True):
