@@ -1,9 +1,12 @@
 """RefineDet as a Keras model: the graph of both modules, its training step, detection and export."""
 
+import contextlib
 import dataclasses
 import os
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
@@ -86,9 +89,7 @@ class RefineDet(keras.Model):
             losses = self.compute_losses(images, targets, training=True)
             # Each replica normalises by its own positives; the replicas' gradients are averaged, as in the original.
             loss = losses["loss"] / tf.distribute.get_strategy().num_replicas_in_sync
-            loss = _scale(self.optimizer, loss)
-        variables = self.trainable_variables
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        _minimize(self.optimizer, loss, self.trainable_variables, tape)
         return self._track(losses)
 
     def test_step(self, data: tuple) -> dict[str, tf.Tensor]:
@@ -101,13 +102,15 @@ class RefineDet(keras.Model):
         images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         return self.detect(images)
 
-    def make_predict_function(self, force: bool = False) -> Any:
+    def predict(self, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
         """As in Keras, but never under XLA, for which TensorFlow's suppression has no kernel."""
-        jit_compile, self.jit_compile = self.jit_compile, False
-        try:
-            return super().make_predict_function(force)
-        finally:
-            self.jit_compile = jit_compile
+        with _without_xla(self):
+            return super().predict(*args, **kwargs)
+
+    def predict_on_batch(self, x: Any) -> dict[str, np.ndarray]:
+        """As in Keras, but never under XLA."""
+        with _without_xla(self):
+            return super().predict_on_batch(x)
 
     def detect(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Detections of images that already have the input size.
@@ -222,6 +225,24 @@ def _heads(maps: dict[int, tf.Tensor], values: int, name: str, config: ModelConf
     return [prediction_head(maps[k], values, name.format(k), separable=config.separable) for k in LEVELS]
 
 
-def _scale(optimizer: keras.optimizers.Optimizer, loss: tf.Tensor) -> tf.Tensor:
-    """The loss as mixed_float16 training wants it; Keras 2's optimizers have no such method and no such need."""
-    return optimizer.scale_loss(loss) if hasattr(optimizer, "scale_loss") else loss
+def _minimize(
+    optimizer: keras.optimizers.Optimizer, loss: tf.Tensor, variables: list[tf.Variable], tape: tf.GradientTape
+) -> None:
+    """A step of the optimizer, with the loss scaled if it does that (mixed_float16)."""
+    if hasattr(optimizer, "minimize"):  # Keras 2, which scales the loss there
+        optimizer.minimize(loss, variables, tape=tape)
+        return
+    with tape:
+        loss = optimizer.scale_loss(loss)
+    optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+
+
+@contextlib.contextmanager
+def _without_xla(model: keras.Model) -> Iterator[None]:
+    """Keeps XLA from what Keras builds or traces meanwhile."""
+    # Not by the public property, whose setter in Keras 2 takes the training function from under a running `fit`.
+    jit_compile, model._jit_compile = model._jit_compile, False
+    try:
+        yield
+    finally:
+        model._jit_compile = jit_compile

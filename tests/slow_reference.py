@@ -70,6 +70,7 @@ def bipartite(overlaps):
 
 def match(overlaps, positive_iou=0.5, negative_iou=0.5):
     """Box of each anchor (-1: none) and whether the anchor is a negative. `overlaps` is `[n, m]`."""
+    positive_iou, negative_iou = np.float32(positive_iou), np.float32(negative_iou)
     matches = bipartite(overlaps)
     negatives = [False] * len(matches)
     for anchor, row in enumerate(overlaps):

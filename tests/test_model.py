@@ -130,7 +130,16 @@ def test_predict_of_a_model_compiled_with_xla(tiny_config, tiny_model, tiny_imag
     model.set_weights(tiny_model.get_weights())
     model.compile("sgd", jit_compile=True)
     assert_equal_detections(model.predict(tiny_images, verbose=0), tiny_model.detect(tiny_images))
+    assert_equal_detections(model.predict_on_batch(tiny_images), tiny_model.detect(tiny_images))
     assert model.jit_compile is True
+
+
+def test_fit_under_xla_goes_on_after_a_prediction(tiny_config, tiny_images, targets):
+    model = RefineDet(tiny_config)
+    model.compile("sgd", jit_compile=True)
+    predict = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: model.predict(tiny_images, verbose=0))
+    history = model.fit(tiny_images, targets, batch_size=3, epochs=2, callbacks=[predict], verbose=0).history
+    assert np.isfinite(history["loss"]).all() and history["loss"][0] != history["loss"][1]
 
 
 LOAD_AND_PREDICT = """
@@ -275,7 +284,9 @@ def test_a_step_follows_the_gradient_of_the_sum_of_the_losses(
     gradients = tape.gradient(total, model.trainable_variables)
     before = [variable.numpy() for variable in model.trainable_variables]
     optimizer = keras.optimizers.SGD(1.0)
-    model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer, run_eagerly=True)
+    if scaled:
+        optimizer = keras.mixed_precision.LossScaleOptimizer(optimizer)
+    model.compile(optimizer, run_eagerly=True)
     logs = model.train_on_batch(tiny_images, targets, return_dict=True)
     np.testing.assert_allclose(logs["loss"], total, rtol=1e-5)
     for variable, start, gradient in zip(model.trainable_variables, before, gradients, strict=True):
@@ -289,10 +300,10 @@ def test_losses_that_layers_add_are_trained_too(tiny_config, tiny_model, tiny_im
     model = RefineDet(tiny_config)
     model.set_weights(tiny_model.get_weights())
     plain = model.compute_losses(tiny_images, targets, training=False)
-    kernel = model.get_layer("P5_pointwise").kernel
-    kernel.regularizer = keras.regularizers.L2(0.5)
+    model.get_layer("P5_pointwise").activity_regularizer = keras.regularizers.L2(0.5)
     with_penalty = model.compute_losses(tiny_images, targets, training=False)
-    penalty = 0.5 * np.square(kernel.numpy()).sum()
+    (penalty,) = model.losses
+    assert penalty > 0.01 * plain["loss"]
     np.testing.assert_allclose(with_penalty["loss"], plain["loss"] + penalty, rtol=1e-5)
 
 
@@ -355,8 +366,10 @@ from refinedet_tf.model import RefineDet
 
 values = dict(np.load(sys.argv[2]))
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+saved = keras.models.load_model(sys.argv[1])
 with strategy.scope():
-    model = keras.models.load_model(sys.argv[1])
+    model = RefineDet(saved.config)
+    model.set_weights(saved.get_weights())
     for layer in model.layers:
         layer.trainable = layer.name.startswith(("TL", "P", "arm", "odm"))
     model.compile(keras.optimizers.SGD(1.0))

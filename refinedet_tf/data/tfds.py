@@ -38,7 +38,8 @@ def read_tfds(root: str | os.PathLike, splits: Sequence[str], classes: Sequence[
             no TFRecords, the classes do not fit together, or no image is left.
     """
     try:
-        import tensorflow_datasets as tfds
+        # The package itself swallows what goes wrong when it is imported.
+        from tensorflow_datasets import public_api as tfds
     except ImportError as error:
         raise DataError(f"data.format tfds needs the package tensorflow_datasets: {error}.") from error
     files = []

@@ -8,7 +8,7 @@ from refinedet_tf.data.examples import DataError
 from refinedet_tf.data.pipeline import image_pipeline
 from refinedet_tf.data.tfds import read_tfds
 
-tfds = pytest.importorskip("tensorflow_datasets")
+tfds = pytest.importorskip("tensorflow_datasets.public_api", exc_type=ImportError)
 
 
 def pixels(seed):
