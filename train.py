@@ -21,7 +21,7 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_string("config", None, "The recipe, a YAML file.", required=True)
-    flags.DEFINE_string("data_dir", None, "The data set, a folder in VOC layout.", required=True)
+    flags.DEFINE_string("data_dir", None, "The data set, in the format that the recipe names.", required=True)
     flags.DEFINE_string("work_dir", None, "Where checkpoints, logs and results go.", required=True)
     flags.DEFINE_multi_string("set", [], "A value that wins over the recipe's: train.batch_size=8; repeatable.")
     app.run(main)

@@ -296,6 +296,11 @@ def validate(config: Config) -> None:
         _check(getattr(train, key) > 0, f"train.{key}", getattr(train, key), "must be positive")
     for key in ("warmup_steps", "weight_decay", "clip_norm"):
         _check(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "must not be negative")
+    epochs = list(train.decay_epochs)
+    _check(all(a < b for a, b in zip([0, *epochs], epochs, strict=False)), "train.decay_epochs", epochs,
+           "must be positive and rise")
+    _check(train.decay_rate > 0, "train.decay_rate", train.decay_rate, "must be positive")
+    _check(0 <= train.momentum < 1, "train.momentum", train.momentum, "must be in [0, 1)")
     for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
         _check_choice(f"train.{key}", getattr(train, key), known)
 
