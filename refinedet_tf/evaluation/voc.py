@@ -93,13 +93,13 @@ class VocResult:
         return _mean([row.ap_area for row in self.rows])
 
     def table(self) -> str:
-        """A text table of all classes in percent, the means last; "-" stands for a class without ground truth."""
+        """A text table of all classes, AP from 0 to 1, the means last; "-" stands for a class without ground truth."""
         cells = [("class", "objects", "detections", "AP 11-point", "AP area")]
         for row in self.rows:
             counts = str(row.ground_truths), str(row.detections)
-            cells.append((row.name, *counts, _percent(row.ap_11_point), _percent(row.ap_area)))
+            cells.append((row.name, *counts, _decimals(row.ap_11_point), _decimals(row.ap_area)))
         totals = str(sum(row.ground_truths for row in self.rows)), str(sum(row.detections for row in self.rows))
-        cells.append(("mean", *totals, _percent(self.mean_ap_11_point), _percent(self.mean_ap_area)))
+        cells.append(("mean", *totals, _decimals(self.mean_ap_11_point), _decimals(self.mean_ap_area)))
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = []
         for name, *numbers in cells:
@@ -271,8 +271,8 @@ def _mean(values: list[float]) -> float:
     return float(np.mean(known)) if known else float("nan")
 
 
-def _percent(value: float) -> str:
-    return "-" if np.isnan(value) else f"{100 * value:.2f}"
+def _decimals(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.3f}"
 
 
 def _or_none(value: float) -> float | None:

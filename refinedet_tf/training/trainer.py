@@ -76,6 +76,7 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
     model.fit(
         dataset,
         epochs=config.train.epochs,
+        shuffle=False,  # the pipeline does
         callbacks=[
             current_epoch,
             VocEvaluation(

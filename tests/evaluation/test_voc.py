@@ -254,17 +254,17 @@ def test_equal_scores_rank_in_the_order_given():
     assert by_image.ap_area == 0.5
 
 
-def test_table_shows_percent_a_dash_and_the_means_last():
+def test_table_shows_three_decimals_a_dash_and_the_means_last():
     result = voc_average_precision(
         [found((BOX, 0.9, 0), (BOX, 0.8, 2), (FAR, 0.9, 2))], [truth((BOX, 0), (BOX, 2))],
         ["aeroplane", "cat", "dog"],
     )
     lines = [line.split() for line in result.table().splitlines() if not line.startswith("-")]
     assert lines[1:] == [
-        ["aeroplane", "1", "1", "100.00", "100.00"],
+        ["aeroplane", "1", "1", "1.000", "1.000"],
         ["cat", "0", "0", "-", "-"],
-        ["dog", "1", "2", "50.00", "50.00"],
-        ["mean", "2", "3", "75.00", "75.00"],
+        ["dog", "1", "2", "0.500", "0.500"],
+        ["mean", "2", "3", "0.750", "0.750"],
     ]
     assert len({len(line) for line in result.table().splitlines()}) == 1
 
