@@ -255,9 +255,7 @@ def test_every_interpolation_is_used_and_stays_within_the_range_of_colours():
     for seed in seeds(40):
         resized = augmentation.random_resize(image, (25, 50), seed).numpy()
         assert resized.dtype == np.float32 and resized.min() >= 0 and resized.max() <= 255
-        # TensorFlow's own bicubic kernel rounds places to 1/1024 of a pixel, between pixels that differ by 255 here.
-        used += [name for name, expected in methods.items()
-                 if np.allclose(resized, expected, rtol=0, atol=0.5 if name == "bicubic" else 1e-4)]
+        used += [name for name, expected in methods.items() if np.allclose(resized, expected, rtol=0, atol=1e-4)]
     assert len(used) == 40 and set(used) == set(methods)
 
 
