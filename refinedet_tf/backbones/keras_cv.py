@@ -1,7 +1,6 @@
 """Any backbone of KerasCV that has pyramid levels, with one more level on top."""
 
 import dataclasses
-import difflib
 import re
 from collections import Counter
 from types import ModuleType
@@ -11,7 +10,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from refinedet_tf.backbones.mobilenet import extra_level
-from refinedet_tf.config import BackboneConfig, ConfigError
+from refinedet_tf.config import BackboneConfig, ConfigError, did_you_mean
 from refinedet_tf.layers import DEFAULT_NORMALIZATION
 
 # KerasCV's networks take RGB in 0..255 and rescale it in a first layer of their own.
@@ -96,8 +95,7 @@ def _network(config: BackboneConfig, arguments: dict[str, Any], load_weights: bo
         advice = "" if config.arguments else " (a preset is downloaded; a class with arguments is not)"
         raise ConfigError(f"{KEY} = {name!r}: KerasCV cannot build it{advice}: {error}") from error
     presets = {preset for backbone in classes.values() for preset in backbone.presets}
-    nearest = difflib.get_close_matches(name, [*classes, *presets], n=1)
-    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+    hint = did_you_mean(name, [*classes, *presets])
     raise ConfigError(
         f"{KEY} = {name!r}: KerasCV has no such class, preset or folder{hint}; its classes are {', '.join(classes)}."
     )

@@ -1,19 +1,9 @@
-"""The typed recipe: everything that a training run or a model is built from.
+"""What is in a recipe, and what each setting means."""
 
-A recipe is a YAML file with three sections, `model`, `data` and `train`. Reading, overriding and type checks are
-OmegaConf's; this module adds the schema, the nearest known key to a misspelt one, and the checks that
-types alone cannot express.
-"""
-
-import dataclasses
-import difflib
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import MISSING
 
 BACKBONES = (
     "vgg16",
@@ -31,10 +21,6 @@ OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("multistep", "cosine")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 DATA_FORMATS = ("voc", "coco", "tfrecord", "tfds")
-
-
-class ConfigError(ValueError):
-    """A recipe that cannot be used; the message names the key and what to do."""
 
 
 @dataclass
@@ -237,166 +223,3 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-
-
-def load_config(path: str | os.PathLike, overrides: list[str] | None = None) -> Config:
-    """Reads a recipe.
-
-    Args:
-        path: a YAML file.
-        overrides: `section.key=value` strings that win over the file, e.g. `["train.batch_size=8"]`.
-
-    Returns:
-        The validated recipe.
-
-    Raises:
-        ConfigError: the file is missing or no YAML, a key is unknown, or a value is unusable.
-    """
-    if not os.path.isfile(path):
-        raise ConfigError(f"There is no recipe {os.fspath(path)!r}.")
-    try:
-        with open(path, encoding="utf-8") as file:
-            recipe = yaml.safe_load(file) or {}
-        changes = OmegaConf.from_dotlist(list(overrides or []))
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{os.fspath(path)} is no readable recipe: {error}") from error
-    if not isinstance(recipe, dict):
-        raise ConfigError(f"{os.fspath(path)} is no recipe: it must hold the sections model, data and train.")
-    return _typed(Config, recipe, changes, where=os.fspath(path))
-
-
-def model_config(values: dict[str, Any]) -> ModelConfig:
-    """The `model` section from plain values, as a saved model carries it.
-
-    Raises:
-        ConfigError: as `load_config`.
-    """
-    return _typed(ModelConfig, OmegaConf.create(values), where="the model's configuration")
-
-
-def save_config(config: Config, path: str | os.PathLike) -> None:
-    """Writes a recipe that `load_config` reads back as it is."""
-    OmegaConf.save(OmegaConf.structured(config), path)
-
-
-def validate(config: Config) -> None:
-    """Checks a recipe that was made in Python.
-
-    Raises:
-        ConfigError: a value is unusable.
-    """
-    validate_model(config.model)
-    data, train = config.data, config.train
-    _check_choice("data.format", data.format, DATA_FORMATS)
-    _check(bool(data.train_splits), "data.train_splits", data.train_splits, "name at least one split")
-    _check(data.max_boxes > 0, "data.max_boxes", data.max_boxes, "must be positive")
-    ratio = data.augmentation.expand_max_ratio
-    _check(ratio >= 1, "data.augmentation.expand_max_ratio", ratio, "must be at least 1")
-    for key in ("epochs", "batch_size", "learning_rate", "evaluate_every"):
-        _check(getattr(train, key) > 0, f"train.{key}", getattr(train, key), "must be positive")
-    for key in ("warmup_steps", "weight_decay", "clip_norm"):
-        _check(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "must not be negative")
-    epochs = list(train.decay_epochs)
-    _check(all(a < b for a, b in zip([0, *epochs], epochs, strict=False)), "train.decay_epochs", epochs,
-           "must be positive and rise")
-    _check(train.decay_rate > 0, "train.decay_rate", train.decay_rate, "must be positive")
-    _check(0 <= train.momentum < 1, "train.momentum", train.momentum, "must be in [0, 1)")
-    for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
-        _check_choice(f"train.{key}", getattr(train, key), known)
-
-
-def validate_model(model: ModelConfig) -> None:
-    """Checks the `model` section.
-
-    Raises:
-        ConfigError: a value is unusable.
-    """
-    _check(len(model.classes) > 0, "model.classes", model.classes, "name at least one class")
-    _check(all(isinstance(name, str) for name in model.classes), "model.classes", model.classes, "must be names")
-    repeated = sorted({name for name in model.classes if model.classes.count(name) > 1})
-    _check(not repeated, "model.classes", model.classes, f"repeats {', '.join(repeated)}")
-    sizes = list(model.input_size)
-    multiples = len(sizes) == 2 and all(side > 0 and side % 64 == 0 for side in sizes)
-    _check(multiples, "model.input_size", sizes, "must be [height, width], both multiples of 64")
-    _check_choice("model.resize", model.resize, RESIZE_MODES)
-    _validate_backbone(model.backbone)
-    _check(model.width > 0, "model.width", model.width, "must be positive")
-    _check_choice("model.upsampling", model.upsampling, UPSAMPLING)
-    anchors = list(model.anchor_sizes)
-    _check(len(anchors) == 4 and min(anchors) > 0, "model.anchor_sizes", anchors,
-           "must be four positive sizes in pixels, for strides 8, 16, 32, 64")
-    _check(0 <= model.arm_negative_iou <= model.arm_positive_iou <= 1, "model.arm_negative_iou",
-           model.arm_negative_iou, "needs 0 <= arm_negative_iou <= arm_positive_iou <= 1")
-    _check(0 <= model.objectness_threshold < 1, "model.objectness_threshold", model.objectness_threshold,
-           "must be in [0, 1)")
-    _check(model.negative_ratio >= 0, "model.negative_ratio", model.negative_ratio, "must not be negative")
-    detection = model.detection
-    for key in ("score_threshold", "iou_threshold"):
-        value = getattr(detection, key)
-        _check(0 <= value <= 1, f"model.detection.{key}", value, "must be in [0, 1]")
-    _check(detection.pre_suppression_top_k >= 0, "model.detection.pre_suppression_top_k",
-           detection.pre_suppression_top_k, "must not be negative; 0 takes all")
-    _check(detection.max_detections > 0, "model.detection.max_detections", detection.max_detections,
-           "must be positive")
-
-
-def _validate_backbone(backbone: BackboneConfig) -> None:
-    name, alpha = backbone.name, backbone.alpha
-    _check_choice("model.backbone.name", name, BACKBONES)
-    _check(alpha > 0, "model.backbone.alpha", alpha, "must be positive")
-    _check(name.startswith("mobilenet") or alpha == 1, "model.backbone.alpha", alpha,
-           f"only the MobileNets have one; leave it out for {name}")
-    if name == "keras_cv":
-        _check(bool(backbone.preset_or_class), "model.backbone.preset_or_class", backbone.preset_or_class,
-               "name a backbone class of keras_cv.models, a preset or a preset's folder")
-    else:
-        for key in ("preset_or_class", "arguments"):
-            value = getattr(backbone, key)
-            _check(not value, f"model.backbone.{key}", value, f"only keras_cv has one; leave it out for {name}")
-    if backbone.preprocessing is not None:
-        _check_choice("model.backbone.preprocessing", backbone.preprocessing, PREPROCESSING_MODES)
-    _check(backbone.frozen_stages >= 0, "model.backbone.frozen_stages", backbone.frozen_stages,
-           "must not be negative")
-
-
-def _typed(schema: type, *layers: Any, where: str) -> Any:
-    """Merges OmegaConf layers onto a schema and returns its dataclass, checked."""
-    structured = OmegaConf.structured(schema)
-    try:
-        config = OmegaConf.to_object(OmegaConf.merge(structured, *layers))
-    except ConfigKeyError as error:
-        section = error.parent_node if error.parent_node is not None else structured
-        known = [str(key) for key in section] if OmegaConf.is_config(section) else []
-        raise ConfigError(f"{where}: unknown key {error.full_key!r}{_nearest(str(error.key), known)}; "
-                          f"known here: {', '.join(known)}.") from error
-    except MissingMandatoryValue as error:
-        raise ConfigError(f"{where}: {error.full_key or 'classes'} must be given.") from error
-    except TypeError as error:  # OmegaConf's answer to an override such as `model.classes.0=cat`
-        raise ConfigError(f"{where}: a list cannot be given as single keys, nor keys as a list.") from error
-    except OmegaConfBaseException as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise ConfigError(f"{where}: {error.full_key or 'the recipe'}: {reason}.") from error
-    try:
-        (validate if isinstance(config, Config) else validate_model)(config)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
-    return config
-
-
-def _check(condition: bool, key: str, value: object, requirement: str) -> None:
-    if not condition:
-        raise ConfigError(f"{key} = {value!r}: {requirement}.")
-
-
-def _check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
-    _check(value in known, key, value, f"must be one of {', '.join(known)}{_nearest(value, known)}")
-
-
-def _nearest(word: str, known: tuple[str, ...] | list[str]) -> str:
-    match = difflib.get_close_matches(word, known, n=1)
-    return f" (did you mean {match[0]!r}?)" if match else ""
-
-
-def as_dict(config: ModelConfig) -> dict[str, Any]:
-    """A section as plain nested values, for JSON."""
-    return dataclasses.asdict(config)

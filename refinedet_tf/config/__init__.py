@@ -1,0 +1,44 @@
+"""The typed recipe: everything that a training run or a model is built from.
+
+A recipe is a YAML file with three sections, `model`, `data` and `train`: `schema` says what is in them, `loading` reads
+and writes them, `validation` checks what types alone cannot express.
+"""
+
+from refinedet_tf.config.errors import ConfigError, did_you_mean
+from refinedet_tf.config.loading import as_dict, load_config, model_config, save_config
+from refinedet_tf.config.schema import (
+    BACKBONES,
+    DATA_FORMATS,
+    PREPROCESSING_MODES,
+    AugmentationConfig,
+    BackboneConfig,
+    Config,
+    DataConfig,
+    DetectionConfig,
+    KerasCvLayerConfig,
+    ModelConfig,
+    TrainConfig,
+)
+from refinedet_tf.config.validation import validate, validate_model
+
+__all__ = [
+    "BACKBONES",
+    "DATA_FORMATS",
+    "PREPROCESSING_MODES",
+    "AugmentationConfig",
+    "BackboneConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "DetectionConfig",
+    "KerasCvLayerConfig",
+    "ModelConfig",
+    "TrainConfig",
+    "as_dict",
+    "did_you_mean",
+    "load_config",
+    "model_config",
+    "save_config",
+    "validate",
+    "validate_model",
+]
