@@ -24,11 +24,11 @@ import tensorflow as tf
 from absl import app, flags
 
 from refinedet_tf.config import load_config
+from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.model import build_model
 from refinedet_tf.ops.detections import decode_predictions, suppress
 from refinedet_tf.serving.signatures import export_saved_model
 from refinedet_tf.serving.tflite import convert_tflite
-from refinedet_tf.serving.tflite_model import TFLiteModel
 from refinedet_tf.weights import load_model
 
 FLAGS = flags.FLAGS

@@ -20,7 +20,7 @@ from absl import app, flags
 from refinedet_tf.config import DATA_FORMATS, AugmentationConfig
 from refinedet_tf.data.pipeline import evaluation_pipeline, image_pipeline, training_pipeline
 from refinedet_tf.data.readers import read_data
-from refinedet_tf.data.tfrecords import read_tfrecords, write_tfrecords
+from refinedet_tf.data.readers.tfrecords import read_tfrecords, write_tfrecords
 
 FLAGS = flags.FLAGS
 BATCH = 32
@@ -43,9 +43,11 @@ def main(argv):
             rates = measure({f"{name}: {chain}": pipeline for chain, pipeline in chains(examples).items()})
             for size in (320, 512):
                 plain, full = rates[f"{name}: decode + resize {size}"], rates[f"{name}: full augmentation {size}"]
-                print(f"{name}, {size}: the full chain keeps {full[0] / plain[0]:.0%} of the decode + resize rate "
-                      f"({plain[1] / full[1]:.0%} by processor time); {HOST_CORES} cores at {full[1] * 1e3:.2f} ms an "
-                      f"image would give {HOST_CORES / full[1]:.0f} images/s, wanted are {TARGET_RATE}")
+                print(
+                    f"{name}, {size}: the full chain keeps {full[0] / plain[0]:.0%} of the decode + resize rate "
+                    f"({plain[1] / full[1]:.0%} by processor time); {HOST_CORES} cores at {full[1] * 1e3:.2f} ms an "
+                    f"image would give {HOST_CORES / full[1]:.0f} images/s, wanted are {TARGET_RATE}"
+                )
 
 
 def chains(examples):

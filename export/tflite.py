@@ -12,10 +12,10 @@ from verify import check, define_data_flags, labelled_examples
 from refinedet_tf.cli import exit_on_error
 from refinedet_tf.data.pipeline import image_pipeline
 from refinedet_tf.data.readers import read_data
-from refinedet_tf.serving import decoder
+from refinedet_tf.inference import numpy_decoder
+from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.serving.tensor_ranges import measure_tensor_ranges, write_tensor_ranges
 from refinedet_tf.serving.tflite import INPUT_TYPES, POSTPROCESSES, QUANTIZATIONS, convert_tflite
-from refinedet_tf.serving.tflite_model import TFLiteModel
 from refinedet_tf.weights import load_model
 
 FLAGS = flags.FLAGS
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(content)
     if FLAGS.postprocess == "none":
-        shutil.copy(decoder.__file__, output.with_name("decode_detections.py"))
+        shutil.copy(numpy_decoder.__file__, output.with_name("decode_detections.py"))
     print(f"Exported {FLAGS.model} with {len(model.config.classes)} classes to {output}")
     if FLAGS.quantize == "int8" and FLAGS.ranges:
         served = TFLiteModel(output)

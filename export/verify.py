@@ -14,8 +14,8 @@ from refinedet_tf.data.examples import Example
 from refinedet_tf.data.pipeline import image_pipeline
 from refinedet_tf.data.readers import read_data
 from refinedet_tf.data.shapes import draw_image
+from refinedet_tf.errors import ExportError
 from refinedet_tf.model import RefineDet
-from refinedet_tf.serving import ExportError
 from refinedet_tf.verification import table, verify, write_json
 from refinedet_tf.weights import load_model
 

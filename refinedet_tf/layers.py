@@ -155,9 +155,7 @@ def conv3x3(
 
 def batch_normalization(name: str, normalization: Normalization = DEFAULT_NORMALIZATION) -> keras.layers.Layer:
     """A named batch normalisation."""
-    return keras.layers.BatchNormalization(
-        momentum=normalization.momentum, epsilon=normalization.epsilon, name=name
-    )
+    return keras.layers.BatchNormalization(momentum=normalization.momentum, epsilon=normalization.epsilon, name=name)
 
 
 def relu(name: str) -> keras.layers.Layer:

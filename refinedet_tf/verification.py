@@ -18,13 +18,13 @@ import tensorflow as tf
 from refinedet_tf.config import as_dict
 from refinedet_tf.data.examples import Example
 from refinedet_tf.data.pipeline import image_pipeline
-from refinedet_tf.detector import Detections, Detector, pad_detections
 from refinedet_tf.evaluation.evaluator import evaluate
+from refinedet_tf.inference.detector import Detections, Detector, pad_detections
+from refinedet_tf.inference.numpy_decoder import decode_detections
+from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.model import RefineDet
 from refinedet_tf.ops.boxes import pairwise_iou
 from refinedet_tf.ops.images import boxes_to_image, resize
-from refinedet_tf.serving.decoder import decode_detections
-from refinedet_tf.serving.tflite_model import TFLiteModel
 
 SCORE_THRESHOLD = 0.05
 SCORE_TOLERANCE = 1e-4
@@ -100,6 +100,7 @@ def verify(
     Raises:
         WeightFileError, ExportError: a path is no export of this project.
     """
+
     def measure_ap(detector: Detector) -> float | None:
         return _average_precision(detector, examples)
 

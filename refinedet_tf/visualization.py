@@ -19,9 +19,26 @@ Color = tuple[int, int, int]
 # The palette of Okabe and Ito, which colour-blind people tell apart, without its black, as boxes must show on dark
 # photos. Then 13 colours, each as far from those before as it can be, seen with and without red-green blindness.
 CLASS_COLORS: tuple[Color, ...] = (
-    (230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (240, 228, 66), (0, 114, 178),
-    (255, 195, 255), (105, 0, 255), (210, 45, 255), (150, 60, 105), (0, 225, 165), (120, 105, 0), (165, 255, 210),
-    (210, 0, 165), (255, 75, 105), (255, 135, 225), (255, 195, 135), (135, 135, 210), (0, 105, 15),
+    (230, 159, 0),
+    (86, 180, 233),
+    (0, 158, 115),
+    (213, 94, 0),
+    (204, 121, 167),
+    (240, 228, 66),
+    (0, 114, 178),
+    (255, 195, 255),
+    (105, 0, 255),
+    (210, 45, 255),
+    (150, 60, 105),
+    (0, 225, 165),
+    (120, 105, 0),
+    (165, 255, 210),
+    (210, 0, 165),
+    (255, 75, 105),
+    (255, 135, 225),
+    (255, 195, 135),
+    (135, 135, 210),
+    (0, 105, 15),
 )
 GALLERY_HEIGHT = 360
 GALLERY_GAP = 12
@@ -155,8 +172,10 @@ def save_loss_curves(csv_path: str | os.PathLike, path: str | os.PathLike) -> No
     with open(csv_path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     if not rows or not {"epoch", "loss"} <= rows[0].keys():
-        raise ValueError(f"{os.fspath(csv_path)} is no training log with a finished epoch: "
-                         "it needs the columns epoch and loss, as Keras's CSVLogger writes them.")
+        raise ValueError(
+            f"{os.fspath(csv_path)} is no training log with a finished epoch: "
+            "it needs the columns epoch and loss, as Keras's CSVLogger writes them."
+        )
     epochs, precision = _column(rows, AP_COLUMN)
     figure = Figure(figsize=(9, 7.5) if len(epochs) else (9, 5), layout="constrained")
     FigureCanvasAgg(figure)
@@ -223,8 +242,10 @@ def _check_drawable(
             raise ValueError(f"{len(values)} {name} for {len(boxes)} boxes; give one for each.")
     unknown = classes[(classes < 0) | (classes >= class_count)]
     if len(unknown):
-        raise ValueError(f"Class {unknown[0]} has no name: class_names has {class_count} (0 to {class_count - 1}). "
-                         "Cut padding off at num_detections, and use the names the model was trained with.")
+        raise ValueError(
+            f"Class {unknown[0]} has no name: class_names has {class_count} (0 to {class_count - 1}). "
+            "Cut padding off at num_detections, and use the names the model was trained with."
+        )
 
 
 def _visible_pixels(box: np.ndarray, width: int, height: int) -> tuple[int, int, int, int] | None:

@@ -16,9 +16,7 @@ CHANGED = Config(
         classes=["cat", "dog"],
         input_size=[128, 64],
         resize="letterbox",
-        backbone=BackboneConfig(
-            "mobilenet_v1", 0.25, preprocessing="torch", frozen_stages=2, freeze_batch_norm=True
-        ),
+        backbone=BackboneConfig("mobilenet_v1", 0.25, preprocessing="torch", frozen_stages=2, freeze_batch_norm=True),
         width=8,
         separable=True,
         batch_norm=True,

@@ -86,9 +86,7 @@ def match(overlaps, positive_iou=0.5, negative_iou=0.5):
 
 def mine(losses, candidates, count):
     """Indices of the `count` candidates of highest loss, the lowest index first among equals."""
-    ranked = sorted(
-        (index for index in range(len(losses)) if candidates[index]), key=lambda i: (-losses[i], i)
-    )
+    ranked = sorted((index for index in range(len(losses)) if candidates[index]), key=lambda i: (-losses[i], i))
     return ranked[: int(count)]
 
 
@@ -147,9 +145,7 @@ def refinedet_losses(
             background = [cross_entropy(row, 0) for row in logits]
             hard = mine(background, candidates, np.floor(negative_ratio * len(matched)))
             positives[module] += len(matched)
-            sums[class_loss] += sum(
-                cross_entropy(logits[anchor], labels[matches[anchor]]) for anchor in matched
-            )
+            sums[class_loss] += sum(cross_entropy(logits[anchor], labels[matches[anchor]]) for anchor in matched)
             sums[class_loss] += sum(background[anchor] for anchor in hard)
             for anchor in matched:
                 target = encode(boxes[matches[anchor]], references[anchor])

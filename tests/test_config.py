@@ -5,7 +5,6 @@ import pytest
 
 from refinedet_tf.config import (
     Config,
-    ConfigError,
     DetectionConfig,
     ModelConfig,
     TrainConfig,
@@ -16,6 +15,7 @@ from refinedet_tf.config import (
     validate,
     validate_model,
 )
+from refinedet_tf.errors import ConfigError
 from tests.changed_recipe import CHANGED
 
 RECIPES = sorted((Path(__file__).resolve().parents[1] / "configs").glob("*.yaml"))
@@ -69,9 +69,7 @@ def test_the_changed_recipe_of_these_tests_changes_every_setting(write):
     assert unchanged == ["model.classes", "model.backbone.preset_or_class"]
 
 
-@pytest.mark.parametrize(
-    ("key", "value"), [item for item in settings(CHANGED).items() if item[1] is not None]
-)
+@pytest.mark.parametrize(("key", "value"), [item for item in settings(CHANGED).items() if item[1] is not None])
 def test_every_setting_can_be_overridden_alone(write, key, value):
     path = write("model: {classes: [bird], backbone: {name: mobilenet_v1}}\n")
     if key == "model.arm_positive_iou":
@@ -256,9 +254,7 @@ def test_missing_file_and_folder_are_named(tmp_path, name):
 
 def test_model_section_travels_as_plain_values():
     values = as_dict(CHANGED.model)
-    assert set(leaves(values)) == {
-        key[len("model.") :] for key in settings(CHANGED) if key.startswith("model.")
-    }
+    assert set(leaves(values)) == {key[len("model.") :] for key in settings(CHANGED) if key.startswith("model.")}
     assert model_config(values) == CHANGED.model
     with pytest.raises(ConfigError, match=r"unknown key 'widht' \(did you mean 'width'\?\)"):
         model_config({"classes": ["a"], "widht": 3})

@@ -3,7 +3,8 @@ import pytest
 from tensorflow import keras
 
 from refinedet_tf.backbones import build_backbone
-from refinedet_tf.config import BackboneConfig, ConfigError, ModelConfig
+from refinedet_tf.config import BackboneConfig, ModelConfig
+from refinedet_tf.errors import ConfigError
 from refinedet_tf.model import build_model
 
 

@@ -11,9 +11,7 @@ def test_l2_normalization_divides_by_the_length_over_channels_and_scales_each(sc
     features = np.random.default_rng(0).normal(0, 3, (2, 3, 4, 512)).astype(np.float32)
     layer = layers.L2Normalization(scale)
     normalized = layer(features)
-    expected = (
-        scale * features / np.sqrt((features.astype(np.float64) ** 2).sum(axis=-1, keepdims=True) + 1e-10)
-    )
+    expected = scale * features / np.sqrt((features.astype(np.float64) ** 2).sum(axis=-1, keepdims=True) + 1e-10)
     np.testing.assert_allclose(normalized, expected, rtol=1e-5)
     assert [tuple(weight.shape) for weight in layer.trainable_weights] == [(512,)]
 
@@ -120,9 +118,7 @@ def graph(features, above=None, level=5, width=16, **options):
     """A transfer connection block as a model."""
     inputs = [keras.Input(features)] + ([keras.Input(above)] if above else [])
     options = {"separable": False, "batch_norm": False, **options}
-    output = layers.transfer_connection_block(
-        inputs[0], inputs[1] if above else None, level, width=width, **options
-    )
+    output = layers.transfer_connection_block(inputs[0], inputs[1] if above else None, level, width=width, **options)
     return keras.Model(inputs if above else inputs[0], output)
 
 
@@ -241,8 +237,6 @@ def test_head_gives_rows_then_columns_then_anchors():
 
 
 def test_levels_are_joined_in_order_as_float32():
-    joined = layers.join_levels(
-        [tf.ones([2, 3, 4], tf.bfloat16), 2 * tf.ones([2, 1, 4], tf.bfloat16)], "joined"
-    )
+    joined = layers.join_levels([tf.ones([2, 3, 4], tf.bfloat16), 2 * tf.ones([2, 1, 4], tf.bfloat16)], "joined")
     assert joined.dtype == tf.float32
     np.testing.assert_array_equal(joined[0, :, 0], [1, 1, 1, 2])

@@ -166,9 +166,7 @@ def test_gradients_are_those_of_cross_entropy_and_smooth_l1_over_the_normaliser(
             if box >= 0:
                 target = slow.encode(targets["boxes"][0, box], np.asarray(references).reshape(-1, 4)[anchor])
                 difference = np.clip(predictions[box_key][0, anchor] - target, -1, 1)
-            np.testing.assert_allclose(
-                gradients[box_key][0, anchor], difference / count, rtol=1e-4, atol=2e-5
-            )
+            np.testing.assert_allclose(gradients[box_key][0, anchor], difference / count, rtol=1e-4, atol=2e-5)
 
 
 def test_positives_the_arm_takes_for_background_stay_in_the_odm_loss_and_negatives_do_not():
@@ -184,9 +182,7 @@ def test_positives_the_arm_takes_for_background_stay_in_the_odm_loss_and_negativ
     assert values["odm_positives"] == positives.sum() > 0
     np.testing.assert_array_equal(gradients["odm_classes"].numpy().any(axis=-1), positives)
     labels = 1 + np.take_along_axis(targets["classes"], np.maximum(matches, 0), axis=1)[positives]
-    own = [
-        slow.cross_entropy(*pair) for pair in zip(predictions["odm_classes"][positives], labels, strict=True)
-    ]
+    own = [slow.cross_entropy(*pair) for pair in zip(predictions["odm_classes"][positives], labels, strict=True)]
     np.testing.assert_allclose(values["odm_class_loss"], np.sum(own) / positives.sum(), rtol=1e-5)
 
     # The ARM's own loss has no such filter: three negatives for each positive.
@@ -230,9 +226,7 @@ def test_batch_without_objects_has_losses_and_gradients_of_exactly_zero():
     targets, predictions = random_targets(rng, [0, 0]), random_predictions(rng, 2)
     predictions["arm_offsets"][0, 0] = 60.0  # far out, but finite
     values, gradients = values_and_gradients(RefineDetLoss(), targets, predictions)
-    assert {name: float(value) for name, value in values.items()} == dict.fromkeys(
-        (*LOSS_NAMES, *COUNT_NAMES), 0.0
-    )
+    assert {name: float(value) for name, value in values.items()} == dict.fromkeys((*LOSS_NAMES, *COUNT_NAMES), 0.0)
     for name, gradient in gradients.items():
         np.testing.assert_array_equal(gradient, np.zeros_like(predictions[name]))
 
@@ -329,6 +323,4 @@ def test_smooth_l1_bends_at_one():
     with tf.GradientTape() as tape:
         tape.watch(differences)
         total = tf.reduce_sum(losses_module.smooth_l1(differences))
-    np.testing.assert_array_equal(
-        tape.gradient(total, differences), np.float32([-1, -1, -0.5, 0, 0.25, 1, 1])
-    )
+    np.testing.assert_array_equal(tape.gradient(total, differences), np.float32([-1, -1, -0.5, 0, 0.25, 1, 1]))

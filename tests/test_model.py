@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from refinedet_tf.config import Config, ConfigError, DetectionConfig, ModelConfig, as_dict
+from refinedet_tf.config import Config, DetectionConfig, ModelConfig, as_dict
+from refinedet_tf.errors import ConfigError
 from refinedet_tf.losses import COUNT_NAMES, LOSS_NAMES, RefineDetLoss
 from refinedet_tf.model import RefineDet, build_model
 from refinedet_tf.ops.anchors import generate_anchors
@@ -70,9 +71,7 @@ def test_each_level_of_the_predictions_comes_from_its_own_heads(tiny_model, tiny
             head = name.format(level)
             features = tiny_model.get_layer(below).output
             assert tiny_model.get_layer(f"{head}_depthwise").input is features
-            values = keras.Model(tiny_model.input, tiny_model.get_layer(f"{head}_reshape").output)(
-                tiny_images
-            )
+            values = keras.Model(tiny_model.input, tiny_model.get_layer(f"{head}_reshape").output)(tiny_images)
             np.testing.assert_allclose(values, predictions[name.format("")][:, rows], atol=1e-6)
 
 
@@ -81,10 +80,7 @@ def test_blocks_are_fed_by_the_maps_of_the_arm_and_the_block_above(tiny_model):
     for level, source in sources.items():
         assert tiny_model.get_layer(f"TL{level}_1_depthwise").input is tiny_model.get_layer(source).output
     for level in (3, 4, 5):
-        assert (
-            tiny_model.get_layer(f"P{level + 1}-up").input
-            is tiny_model.get_layer(f"P{level + 1}_relu").output
-        )
+        assert tiny_model.get_layer(f"P{level + 1}-up").input is tiny_model.get_layer(f"P{level + 1}_relu").output
 
 
 def test_raw_predictions_agree_between_eager_graph_and_compiled_execution(tiny_model, tiny_images):
@@ -250,9 +246,7 @@ def freeze_batch_norm(model):
 
 
 @pytest.mark.parametrize("scaled", [False, True], ids=["plain optimizer", "loss scaling"])
-def test_a_step_follows_the_gradient_of_the_sum_of_the_losses(
-    tiny_config, tiny_model, tiny_images, targets, scaled
-):
+def test_a_step_follows_the_gradient_of_the_sum_of_the_losses(tiny_config, tiny_model, tiny_images, targets, scaled):
     model = RefineDet(tiny_config)
     model.set_weights(tiny_model.get_weights())
     freeze_batch_norm(model)
@@ -269,9 +263,7 @@ def test_a_step_follows_the_gradient_of_the_sum_of_the_losses(
     np.testing.assert_allclose(logs["loss"], total, rtol=1e-5)
     for variable, start, gradient in zip(model.trainable_variables, before, gradients, strict=True):
         # The step is a difference of float32 weights.
-        np.testing.assert_allclose(
-            start - variable.numpy(), gradient, rtol=1e-4, atol=1e-6, err_msg=variable.name
-        )
+        np.testing.assert_allclose(start - variable.numpy(), gradient, rtol=1e-4, atol=1e-6, err_msg=variable.name)
 
 
 def test_losses_that_layers_add_are_trained_too(tiny_config, tiny_model, tiny_images, targets):
@@ -327,9 +319,7 @@ def test_predictions_and_losses_stay_float32_in_half_precision(
     predictions = model(tiny_images)
     for name, expected in tiny_model(tiny_images).items():
         assert predictions[name].dtype == tf.float32
-        assert (
-            0 < np.abs(predictions[name] - expected).mean() < 0.1 * np.std(expected)
-        )  # bfloat16 has eight bits
+        assert 0 < np.abs(predictions[name] - expected).mean() < 0.1 * np.std(expected)  # bfloat16 has eight bits
     losses = model.compute_losses(tiny_images, targets, training=False)
     assert all(value.dtype == tf.float32 and np.isfinite(value) for value in losses.values())
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from refinedet_tf import verification
-from refinedet_tf.data.voc import read_voc
-from refinedet_tf.detector import Detections
+from refinedet_tf.data.readers.voc import read_voc
+from refinedet_tf.inference.detector import Detections
 from refinedet_tf.serving.tflite import convert_tflite
 from refinedet_tf.verification import match, table, verify, write_json
 

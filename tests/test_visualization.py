@@ -82,8 +82,9 @@ def test_label_stays_whole_at_the_edges_of_the_image(box):
         (top, left)
         for top in range(200 - tag_height + 1)
         for left in range(300 - tag_width + 1)
-        if np.array_equal(framed[top : top + tag_height, left : left + tag_width],
-                          middle[tag[0] : tag[2] + 1, tag[1] : tag[3] + 1])
+        if np.array_equal(
+            framed[top : top + tag_height, left : left + tag_width], middle[tag[0] : tag[2] + 1, tag[1] : tag[3] + 1]
+        )
     ]
     assert len(windows) == 1
 
@@ -119,7 +120,10 @@ def test_letters_contrast_with_every_class_colour():
     def luminance(color):
         channels = np.array(color) / 255
         return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4) @ (
-            0.2126, 0.7152, 0.0722)
+            0.2126,
+            0.7152,
+            0.0722,
+        )
 
     for index in range(90):
         picture = draw_detections(grey(), [[0.2, 0.4, 0.8, 0.9]], [index], class_names=["M" * 5] * 90)

@@ -7,7 +7,7 @@ and 64, the sources of the ARM and of the transfer connection blocks. To add one
 
 import tensorflow as tf
 
-from refinedet_tf.backbones import keras_cv, mobilenet, resnet101, vgg16
+from refinedet_tf.backbones import kerascv, mobilenet, resnet101, vgg16
 from refinedet_tf.backbones.freezing import freeze
 from refinedet_tf.config import BackboneConfig
 from refinedet_tf.layers import Normalization, Preprocessing
@@ -19,7 +19,7 @@ _MODULES = {
     "mobilenet_v2": mobilenet,
     "mobilenet_v3_small": mobilenet,
     "mobilenet_v3_large": mobilenet,
-    "keras_cv": keras_cv,
+    "keras_cv": kerascv,
 }
 
 
@@ -52,4 +52,4 @@ def normalization_of(config: BackboneConfig) -> Normalization:
 
 def without_download(config: BackboneConfig) -> BackboneConfig:
     """The same backbone, said so that it can be built without a download: what a saved model carries."""
-    return keras_cv.without_download(config) if config.name == "keras_cv" else config
+    return kerascv.without_download(config) if config.name == "keras_cv" else config

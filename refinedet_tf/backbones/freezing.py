@@ -5,7 +5,8 @@ import math
 import tensorflow as tf
 from tensorflow import keras
 
-from refinedet_tf.config import BackboneConfig, ConfigError
+from refinedet_tf.config import BackboneConfig
+from refinedet_tf.errors import ConfigError
 
 
 def freeze(images: tf.Tensor, maps: list[tf.Tensor], config: BackboneConfig) -> None:

@@ -4,10 +4,7 @@ import functools
 import sys
 from collections.abc import Callable
 
-from refinedet_tf.config import ConfigError
-from refinedet_tf.data.examples import DataError
-from refinedet_tf.serving import ExportError
-from refinedet_tf.weights import WeightFileError
+from refinedet_tf.errors import ConfigError, DataError, ExportError, WeightFileError
 
 # What a user can mend: anything else is a mistake of ours and keeps its traceback.
 USER_ERRORS = (ConfigError, DataError, ExportError, WeightFileError, OSError)

@@ -11,8 +11,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from refinedet_tf.cli import exit_on_error
-from refinedet_tf.data.examples import DataError
-from refinedet_tf.detector import Detections, Detector, read_image
+from refinedet_tf.errors import DataError
+from refinedet_tf.inference.detector import Detections, Detector, read_image
 from refinedet_tf.visualization import draw_detections, save_gallery
 
 FLAGS = flags.FLAGS

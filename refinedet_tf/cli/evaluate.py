@@ -12,9 +12,9 @@ from refinedet_tf.cli import exit_on_error
 from refinedet_tf.config import DATA_FORMATS
 from refinedet_tf.data.pipeline import image_pipeline
 from refinedet_tf.data.readers import read_data
-from refinedet_tf.detector import Detector
 from refinedet_tf.evaluation.coco import coco_average_precision
 from refinedet_tf.evaluation.evaluator import detections_to_images, evaluate, examples_to_truths
+from refinedet_tf.inference.detector import Detector
 
 FLAGS = flags.FLAGS
 

@@ -9,8 +9,9 @@ from absl import app, flags
 
 from refinedet_tf.cli import exit_on_error
 from refinedet_tf.config import load_config
+from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import build_model
-from refinedet_tf.weights import WeightFileError, load_weights
+from refinedet_tf.weights import load_weights
 
 FLAGS = flags.FLAGS
 

@@ -14,9 +14,10 @@ from absl import app, flags
 
 from refinedet_tf.cli import exit_on_error
 from refinedet_tf.config import DATA_FORMATS, Config, load_config
-from refinedet_tf.data.examples import DataError, Defect, ExampleSet
+from refinedet_tf.data.examples import Defect, ExampleSet
 from refinedet_tf.data.inspection import as_text, inspect_data
 from refinedet_tf.data.readers import read_data
+from refinedet_tf.errors import DataError
 from refinedet_tf.ops import images as image_ops
 from refinedet_tf.visualization import draw_detections, save_gallery
 
@@ -53,7 +54,7 @@ def _read(data_format: str, split: str, classes: list[str] | None) -> ExampleSet
 
 def _draw_samples(sets: dict[str, ExampleSet]) -> None:
     samples = [(split, found.classes, example) for split, found in sets.items() for example in found.examples]
-    order = np.random.default_rng(FLAGS.seed).permutation(len(samples))[:FLAGS.samples]
+    order = np.random.default_rng(FLAGS.seed).permutation(len(samples))[: FLAGS.samples]
     pictures, titles = [], []
     for split, classes, example in (samples[index] for index in order):
         image = image_ops.decode(tf.constant(example.read_image())).numpy()

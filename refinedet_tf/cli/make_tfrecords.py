@@ -8,7 +8,7 @@ from absl import app, flags
 from refinedet_tf.cli import exit_on_error
 from refinedet_tf.config import DATA_FORMATS
 from refinedet_tf.data.readers import read_data
-from refinedet_tf.data.tfrecords import write_tfrecords
+from refinedet_tf.data.readers.tfrecords import write_tfrecords
 
 FLAGS = flags.FLAGS
 

@@ -4,7 +4,6 @@ A recipe is a YAML file with three sections, `model`, `data` and `train`: `schem
 and writes them, `validation` checks what types alone cannot express.
 """
 
-from refinedet_tf.config.errors import ConfigError, did_you_mean
 from refinedet_tf.config.loading import as_dict, load_config, model_config, save_config
 from refinedet_tf.config.schema import (
     BACKBONES,
@@ -28,14 +27,12 @@ __all__ = [
     "AugmentationConfig",
     "BackboneConfig",
     "Config",
-    "ConfigError",
     "DataConfig",
     "DetectionConfig",
     "KerasCvLayerConfig",
     "ModelConfig",
     "TrainConfig",
     "as_dict",
-    "did_you_mean",
     "load_config",
     "model_config",
     "save_config",

@@ -8,9 +8,9 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from refinedet_tf.config.errors import ConfigError, did_you_mean
 from refinedet_tf.config.schema import Config, ModelConfig
 from refinedet_tf.config.validation import validate, validate_model
+from refinedet_tf.errors import ConfigError, did_you_mean
 
 
 def load_config(path: str | os.PathLike, overrides: list[str] | None = None) -> Config:
@@ -66,8 +66,10 @@ def _typed(schema: type, *layers: Any, where: str) -> Any:
     except ConfigKeyError as error:
         section = error.parent_node if error.parent_node is not None else structured
         known = [str(key) for key in section] if OmegaConf.is_config(section) else []
-        raise ConfigError(f"{where}: unknown key {error.full_key!r}{did_you_mean(str(error.key), known)}; "
-                          f"known here: {', '.join(known)}.") from error
+        raise ConfigError(
+            f"{where}: unknown key {error.full_key!r}{did_you_mean(str(error.key), known)}; "
+            f"known here: {', '.join(known)}."
+        ) from error
     except MissingMandatoryValue as error:
         raise ConfigError(f"{where}: {error.full_key or 'classes'} must be given.") from error
     except TypeError as error:  # OmegaConf's answer to an override such as `model.classes.0=cat`

@@ -2,7 +2,6 @@
 
 import itertools
 
-from refinedet_tf.config.errors import ConfigError, did_you_mean
 from refinedet_tf.config.schema import (
     BACKBONES,
     DATA_FORMATS,
@@ -16,6 +15,7 @@ from refinedet_tf.config.schema import (
     Config,
     ModelConfig,
 )
+from refinedet_tf.errors import ConfigError, did_you_mean
 
 
 def validate(config: Config) -> None:
@@ -36,8 +36,12 @@ def validate(config: Config) -> None:
     for key in ("warmup_steps", "weight_decay", "clip_norm"):
         _check(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "must not be negative")
     epochs = list(train.decay_epochs)
-    _check(all(earlier < later for earlier, later in itertools.pairwise([0, *epochs])), "train.decay_epochs", epochs,
-           "must be positive and rise")
+    _check(
+        all(earlier < later for earlier, later in itertools.pairwise([0, *epochs])),
+        "train.decay_epochs",
+        epochs,
+        "must be positive and rise",
+    )
     _check(train.decay_rate > 0, "train.decay_rate", train.decay_rate, "must be positive")
     _check(0 <= train.momentum < 1, "train.momentum", train.momentum, "must be in [0, 1)")
     for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
@@ -62,40 +66,62 @@ def validate_model(model: ModelConfig) -> None:
     _check(model.width > 0, "model.width", model.width, "must be positive")
     _check_choice("model.upsampling", model.upsampling, UPSAMPLING)
     anchors = list(model.anchor_sizes)
-    _check(len(anchors) == 4 and min(anchors) > 0, "model.anchor_sizes", anchors,
-           "must be four positive sizes in pixels, for strides 8, 16, 32, 64")
-    _check(0 <= model.arm_negative_iou <= model.arm_positive_iou <= 1, "model.arm_negative_iou",
-           model.arm_negative_iou, "needs 0 <= arm_negative_iou <= arm_positive_iou <= 1")
-    _check(0 <= model.objectness_threshold < 1, "model.objectness_threshold", model.objectness_threshold,
-           "must be in [0, 1)")
+    _check(
+        len(anchors) == 4 and min(anchors) > 0,
+        "model.anchor_sizes",
+        anchors,
+        "must be four positive sizes in pixels, for strides 8, 16, 32, 64",
+    )
+    _check(
+        0 <= model.arm_negative_iou <= model.arm_positive_iou <= 1,
+        "model.arm_negative_iou",
+        model.arm_negative_iou,
+        "needs 0 <= arm_negative_iou <= arm_positive_iou <= 1",
+    )
+    _check(
+        0 <= model.objectness_threshold < 1,
+        "model.objectness_threshold",
+        model.objectness_threshold,
+        "must be in [0, 1)",
+    )
     _check(model.negative_ratio >= 0, "model.negative_ratio", model.negative_ratio, "must not be negative")
     detection = model.detection
     for key in ("score_threshold", "iou_threshold"):
         value = getattr(detection, key)
         _check(0 <= value <= 1, f"model.detection.{key}", value, "must be in [0, 1]")
-    _check(detection.pre_suppression_top_k >= 0, "model.detection.pre_suppression_top_k",
-           detection.pre_suppression_top_k, "must not be negative; 0 takes all")
-    _check(detection.max_detections > 0, "model.detection.max_detections", detection.max_detections,
-           "must be positive")
+    _check(
+        detection.pre_suppression_top_k >= 0,
+        "model.detection.pre_suppression_top_k",
+        detection.pre_suppression_top_k,
+        "must not be negative; 0 takes all",
+    )
+    _check(detection.max_detections > 0, "model.detection.max_detections", detection.max_detections, "must be positive")
 
 
 def _validate_backbone(backbone: BackboneConfig) -> None:
     name, alpha = backbone.name, backbone.alpha
     _check_choice("model.backbone.name", name, BACKBONES)
     _check(alpha > 0, "model.backbone.alpha", alpha, "must be positive")
-    _check(name.startswith("mobilenet") or alpha == 1, "model.backbone.alpha", alpha,
-           f"only the MobileNets have one; leave it out for {name}")
+    _check(
+        name.startswith("mobilenet") or alpha == 1,
+        "model.backbone.alpha",
+        alpha,
+        f"only the MobileNets have one; leave it out for {name}",
+    )
     if name == "keras_cv":
-        _check(bool(backbone.preset_or_class), "model.backbone.preset_or_class", backbone.preset_or_class,
-               "name a backbone class of keras_cv.models, a preset or a preset's folder")
+        _check(
+            bool(backbone.preset_or_class),
+            "model.backbone.preset_or_class",
+            backbone.preset_or_class,
+            "name a backbone class of keras_cv.models, a preset or a preset's folder",
+        )
     else:
         for key in ("preset_or_class", "arguments"):
             value = getattr(backbone, key)
             _check(not value, f"model.backbone.{key}", value, f"only keras_cv has one; leave it out for {name}")
     if backbone.preprocessing is not None:
         _check_choice("model.backbone.preprocessing", backbone.preprocessing, PREPROCESSING_MODES)
-    _check(backbone.frozen_stages >= 0, "model.backbone.frozen_stages", backbone.frozen_stages,
-           "must not be negative")
+    _check(backbone.frozen_stages >= 0, "model.backbone.frozen_stages", backbone.frozen_stages, "must not be negative")
 
 
 def _check(condition: bool, key: str, value: object, requirement: str) -> None:

@@ -9,10 +9,6 @@ import tensorflow as tf
 RECORD_HEADER = 12  # bytes that TFRecord puts before a record: its length and a checksum
 
 
-class DataError(ValueError):
-    """A data set that cannot be used; the message names the file or folder and what to do."""
-
-
 @dataclass(frozen=True)
 class Example:
     """One annotated image.

@@ -58,14 +58,19 @@ def as_text(report: Mapping[str, Any]) -> str:
     """The report of `inspect_data` for people."""
     lines = []
     for split, values in report["splits"].items():
-        lines += [f"{split}: {values['images']} images ({values['images_without_boxes']} without boxes), "
-                  f"{values['boxes']} boxes ({values['difficult']} difficult, {values['crowd']} crowds)",
-                  "  boxes per class: " + ", ".join(f"{name} {n}" for name, n in values["boxes_per_class"].items()),
-                  "  image sizes: " + ", ".join(f"{n} x {size}" for size, n in values["image_sizes"].items()),
-                  "  boxes per image: " + ", ".join(f"{key} {n:g}" for key, n in values["boxes_per_image"].items()),
-                  f"  boxes that some anchor reaches at IoU {COVERAGE_IOU}, by side at the network's input:"]
-        lines += [f"    {row['pixels']:>8}: {row['reached']} of {row['boxes']} ({row['reached'] / row['boxes']:.1%})"
-                  for row in values["anchor_coverage"] if row["boxes"]]
+        lines += [
+            f"{split}: {values['images']} images ({values['images_without_boxes']} without boxes), "
+            f"{values['boxes']} boxes ({values['difficult']} difficult, {values['crowd']} crowds)",
+            "  boxes per class: " + ", ".join(f"{name} {n}" for name, n in values["boxes_per_class"].items()),
+            "  image sizes: " + ", ".join(f"{n} x {size}" for size, n in values["image_sizes"].items()),
+            "  boxes per image: " + ", ".join(f"{key} {n:g}" for key, n in values["boxes_per_image"].items()),
+            f"  boxes that some anchor reaches at IoU {COVERAGE_IOU}, by side at the network's input:",
+        ]
+        lines += [
+            f"    {row['pixels']:>8}: {row['reached']} of {row['boxes']} ({row['reached'] / row['boxes']:.1%})"
+            for row in values["anchor_coverage"]
+            if row["boxes"]
+        ]
     for title in ("errors", "notes"):
         lines.append(f"{title}: {len(report[title]) or 'none'}")
         kinds = defaultdict(list)
@@ -73,7 +78,7 @@ def as_text(report: Mapping[str, Any]) -> str:
             kinds[defect["what"].split(":")[0]].append(defect)
         for kind, defects in kinds.items():
             lines.append(f"  {len(defects)} x {kind}")
-            lines += [f"    {defect['where']}{defect['what'][len(kind):]}" for defect in defects[:SHOWN_DEFECTS]]
+            lines += [f"    {defect['where']}{defect['what'][len(kind) :]}" for defect in defects[:SHOWN_DEFECTS]]
             if len(defects) > SHOWN_DEFECTS:
                 lines.append("    ...")
     return "\n".join(lines)
@@ -114,8 +119,12 @@ def _describe(example_set: ExampleSet, config: Config) -> dict[str, Any]:
         "crowd": sum(int(example.crowd.sum()) for example in examples),
         "boxes_per_class": dict(zip(example_set.classes, of_class.tolist(), strict=True)),
         "image_sizes": shown,
-        "boxes_per_image": {"min": min(counts), "median": float(np.median(counts)),
-                            "mean": round(float(np.mean(counts)), 2), "max": max(counts)},
+        "boxes_per_image": {
+            "min": min(counts),
+            "median": float(np.median(counts)),
+            "mean": round(float(np.mean(counts)), 2),
+            "max": max(counts),
+        },
         "anchor_coverage": _coverage_by_size(examples, config),
     }
 
@@ -123,11 +132,14 @@ def _describe(example_set: ExampleSet, config: Config) -> dict[str, Any]:
 def _coverage_by_size(examples: Sequence[Example], config: Config) -> list[dict[str, Any]]:
     """For each range of sizes, how many boxes (without crowds) there are and how many are reached."""
     height, width = config.model.input_size
-    boxes = np.concatenate([
-        boxes_to_input(example.boxes[~example.crowd], (example.height, example.width), (height, width),
-                       config.model.resize)
-        for example in examples
-    ])
+    boxes = np.concatenate(
+        [
+            boxes_to_input(
+                example.boxes[~example.crowd], (example.height, example.width), (height, width), config.model.resize
+            )
+            for example in examples
+        ]
+    )
     reached = anchor_coverage(boxes, (height, width), config.model.anchor_sizes) >= COVERAGE_IOU
     sides = np.sqrt((boxes[:, 2] - boxes[:, 0]) * width * (boxes[:, 3] - boxes[:, 1]) * height)
     ranges = np.digitize(sides, SIZE_BOUNDS)
@@ -175,8 +187,9 @@ def _inspect_file(example: Example) -> tuple[str, list[Defect]]:
     return hashlib.sha256(contents).hexdigest(), notes
 
 
-def _repeated_images(sets: Mapping[str, ExampleSet],
-                     digests: Mapping[str, Sequence[str]]) -> tuple[list[Defect], list[Defect]]:
+def _repeated_images(
+    sets: Mapping[str, ExampleSet], digests: Mapping[str, Sequence[str]]
+) -> tuple[list[Defect], list[Defect]]:
     """Images with the same content: twice in a split, and in two splits, which makes an evaluation look better."""
     places = defaultdict(list)
     for split, example_set in sets.items():

@@ -7,16 +7,27 @@ import tensorflow as tf
 
 from refinedet_tf.config import AugmentationConfig
 from refinedet_tf.data.augmentation import augment
-from refinedet_tf.data.examples import DataError, Example
-from refinedet_tf.data.keras_cv_layers import build_layers
+from refinedet_tf.data.augmentation.kerascv import build_layers
+from refinedet_tf.data.examples import Example
+from refinedet_tf.errors import DataError
 from refinedet_tf.ops import images as image_ops
 
 
-def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], batch_size: int,
-                      augmentation: AugmentationConfig, max_boxes: int, seed: int,
-                      cache: bool = False, *, resize: str = "warp", drop_remainder: bool = True,
-                      deterministic: bool = True,
-                      shard: tuple[int, int] = (0, 1), epoch: tf.Variable | None = None) -> tf.data.Dataset:
+def training_pipeline(
+    examples: Sequence[Example],
+    input_size: Sequence[int],
+    batch_size: int,
+    augmentation: AugmentationConfig,
+    max_boxes: int,
+    seed: int,
+    cache: bool = False,
+    *,
+    resize: str = "warp",
+    drop_remainder: bool = True,
+    deterministic: bool = True,
+    shard: tuple[int, int] = (0, 1),
+    epoch: tf.Variable | None = None,
+) -> tf.data.Dataset:
     """Shuffled, augmented batches; one iteration is one epoch.
 
     Each epoch has another order and other augmentations. Both follow from `seed`, the number of the epoch and an
@@ -56,8 +67,10 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
     count = len(examples) // workers if drop_remainder else len(range(index, len(examples), workers))
     if count < batch_size and drop_remainder:
         share = f" of one of {workers} workers" if workers > 1 else ""
-        raise DataError(f"{count} training images{share} do not fill one batch of {batch_size}; "
-                        "lower train.batch_size or add images.")
+        raise DataError(
+            f"{count} training images{share} do not fill one batch of {batch_size}; "
+            "lower train.batch_size or add images."
+        )
     image_of = _image_cache(examples) if cache else _image_decoder(examples)
     all_boxes, all_classes, starts = _objects(examples, max_boxes)
     counter = epoch_variable(-1)
@@ -70,13 +83,15 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
         seeds = tf.data.Dataset.from_tensors(epoch_seed).repeat(count)
         return tf.data.Dataset.zip((tf.data.Dataset.from_tensor_slices((tf.gather(order, places), places)), seeds))
 
-    def prepare(example_and_place: tuple[tf.Tensor, tf.Tensor],
-                epoch_seed: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
+    def prepare(
+        example_and_place: tuple[tf.Tensor, tf.Tensor], epoch_seed: tf.Tensor
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         example, place = example_and_place
         seed = tf.random.experimental.stateless_fold_in(epoch_seed, place)
         image, objects = image_of(example), slice(starts[example], starts[example + 1])
-        image, boxes, classes = augment(image, all_boxes[objects], all_classes[objects], augmentation, input_size, seed,
-                                        resize)
+        image, boxes, classes = augment(
+            image, all_boxes[objects], all_classes[objects], augmentation, input_size, seed, resize
+        )
         # Crowds have taken part in the choice of the crop, as in the original; now they go.
         real = tf.where(classes >= 0)[:, 0]
         boxes, classes = tf.gather(boxes, real), tf.gather(classes, real)
@@ -84,8 +99,10 @@ def training_pipeline(examples: Sequence[Example], input_size: Sequence[int], ba
         boxes = tf.pad(boxes, [[0, missing], [0, 0]], constant_values=-1.0)
         classes = tf.pad(classes, [[0, missing]], constant_values=-1)
         image = tf.ensure_shape(image, [*input_size, 3])
-        return image, {"boxes": tf.ensure_shape(boxes, [max_boxes, 4]),
-                       "classes": tf.ensure_shape(classes, [max_boxes])}
+        return image, {
+            "boxes": tf.ensure_shape(boxes, [max_boxes, 4]),
+            "classes": tf.ensure_shape(classes, [max_boxes]),
+        }
 
     dataset = tf.data.Dataset.range(1).flat_map(one_epoch).apply(tf.data.experimental.assert_cardinality(count))
     dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
@@ -102,8 +119,9 @@ def epoch_variable(number: int) -> tf.Variable:
         return tf.Variable(number, trainable=False, dtype=tf.int64)
 
 
-def evaluation_pipeline(examples: Sequence[Example], input_size: Sequence[int],
-                        batch_size: int, resize: str = "warp") -> tf.data.Dataset:
+def evaluation_pipeline(
+    examples: Sequence[Example], input_size: Sequence[int], batch_size: int, resize: str = "warp"
+) -> tf.data.Dataset:
     """Batches of images in the order of the examples, resized as everywhere outside training.
 
     Args:
@@ -117,8 +135,9 @@ def evaluation_pipeline(examples: Sequence[Example], input_size: Sequence[int],
     """
     image_of = _image_decoder(examples)
     dataset = tf.data.Dataset.range(len(examples))
-    dataset = dataset.map(lambda index: image_ops.resize(image_of(index), input_size, resize),
-                          num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.map(
+        lambda index: image_ops.resize(image_of(index), input_size, resize), num_parallel_calls=tf.data.AUTOTUNE
+    )
     return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE).with_options(_options())
 
 
@@ -155,8 +174,11 @@ def _image_decoder(examples: Sequence[Example]) -> Callable[[tf.Tensor], tf.Tens
 
     def image_of(index: tf.Tensor) -> tf.Tensor:
         start, offset, length = tf.unstack(parts[index])
-        contents = tf.cond(start < 0, lambda: tf.io.read_file(paths[index]),
-                           lambda: tf.strings.substr(_read_record(paths[index], start), offset, length))
+        contents = tf.cond(
+            start < 0,
+            lambda: tf.io.read_file(paths[index]),
+            lambda: tf.strings.substr(_read_record(paths[index], start), offset, length),
+        )
         return image_ops.decode(contents)
 
     return image_of
@@ -187,5 +209,8 @@ def _objects(examples: Sequence[Example], max_boxes: int) -> tuple[tf.Tensor, tf
     boxes = [example.boxes[keep] for example, keep in zip(examples, kept, strict=True)]
     classes = [np.where(example.crowd, -1, example.classes)[keep] for example, keep in zip(examples, kept, strict=True)]
     starts = np.cumsum([0, *map(len, classes)])
-    return (tf.constant(np.concatenate(boxes), tf.float32), tf.constant(np.concatenate(classes), tf.int32),
-            tf.constant(starts, tf.int64))
+    return (
+        tf.constant(np.concatenate(boxes), tf.float32),
+        tf.constant(np.concatenate(classes), tf.int32),
+        tf.constant(starts, tf.int64),
+    )

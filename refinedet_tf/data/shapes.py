@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from refinedet_tf.data.examples import DataError
+from refinedet_tf.errors import DataError
 
 SHAPES = ["circle", "square", "triangle", "star"]
 
@@ -23,8 +23,12 @@ MIN_CONTRAST = 70  # RGB distance between a shape and the mean of what it covers
 SUPERSAMPLING = 4
 
 
-def draw_shapes(output_dir: str | os.PathLike, counts: Mapping[str, int] | None = None,
-                image_size: Sequence[int] = (256, 256), seed: int = 0) -> None:
+def draw_shapes(
+    output_dir: str | os.PathLike,
+    counts: Mapping[str, int] | None = None,
+    image_size: Sequence[int] = (256, 256),
+    seed: int = 0,
+) -> None:
     """Draws a detection data set with the classes `SHAPES`.
 
     Each image has one to five shapes, of which at least 60 % stays visible; their boxes are tight around the whole
@@ -58,8 +62,9 @@ def draw_shapes(output_dir: str | os.PathLike, counts: Mapping[str, int] | None 
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text(text, encoding="utf-8")
 
 
-def draw_image(rng: np.random.Generator,
-               image_size: Sequence[int]) -> tuple[np.ndarray, list[tuple[str, tuple[int, int, int, int]]]]:
+def draw_image(
+    rng: np.random.Generator, image_size: Sequence[int]
+) -> tuple[np.ndarray, list[tuple[str, tuple[int, int, int, int]]]]:
     """Draws one image.
 
     Args:
@@ -147,9 +152,14 @@ def _contrasting_colour(rng: np.random.Generator, other: np.ndarray) -> np.ndarr
 
 def _xml(image_id: str, image_size: Sequence[int], objects: list[tuple[str, tuple[int, int, int, int]]]) -> str:
     height, width = image_size
-    lines = ["<annotation>", f"  <filename>{image_id}.jpg</filename>",
-             f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>"]
+    lines = [
+        "<annotation>",
+        f"  <filename>{image_id}.jpg</filename>",
+        f"  <size><width>{width}</width><height>{height}</height><depth>3</depth></size>",
+    ]
     for name, (xmin, ymin, xmax, ymax) in objects:
-        lines.append(f"  <object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{xmin}</xmin>"
-                     f"<ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox></object>")
+        lines.append(
+            f"  <object><name>{name}</name><difficult>0</difficult><bndbox><xmin>{xmin}</xmin>"
+            f"<ymin>{ymin}</ymin><xmax>{xmax}</xmax><ymax>{ymax}</ymax></bndbox></object>"
+        )
     return "\n".join([*lines, "</annotation>\n"])

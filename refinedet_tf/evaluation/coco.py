@@ -11,8 +11,20 @@ from pycocotools.cocoeval import COCOeval
 from refinedet_tf.evaluation.voc import ImageDetections, ImageTruth, check_images
 
 # In the order of COCOeval's own list of statistics.
-METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large",
-           "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large")
+METRICS = (
+    "AP",
+    "AP50",
+    "AP75",
+    "AP_small",
+    "AP_medium",
+    "AP_large",
+    "AR1",
+    "AR10",
+    "AR100",
+    "AR_small",
+    "AR_medium",
+    "AR_large",
+)
 
 
 def coco_average_precision(
@@ -48,8 +60,10 @@ def coco_average_precision(
         evaluation.accumulate()
         evaluation.summarize()
     # COCOeval marks what cannot be computed by -1.
-    return {name: float(value) if value >= 0 else float("nan")
-            for name, value in zip(METRICS, evaluation.stats, strict=True)}
+    return {
+        name: float(value) if value >= 0 else float("nan")
+        for name, value in zip(METRICS, evaluation.stats, strict=True)
+    }
 
 
 def _dataset(
@@ -61,14 +75,16 @@ def _dataset(
         boxes = np.asarray(image.boxes, np.float64)
         sides = boxes[:, 2:] - boxes[:, :2]
         for index, side in enumerate(sides):
-            annotations.append({
-                "id": len(annotations) + 1,  # 0 would mean "unmatched" to COCOeval
-                "image_id": image_id,
-                "category_id": int(image.classes[index]),
-                "bbox": [*boxes[index, :2].tolist(), *side.tolist()],
-                "area": float(side.prod()),
-                key: float(values[image_id][index]),
-            })
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,  # 0 would mean "unmatched" to COCOeval
+                    "image_id": image_id,
+                    "category_id": int(image.classes[index]),
+                    "bbox": [*boxes[index, :2].tolist(), *side.tolist()],
+                    "area": float(side.prod()),
+                    key: float(values[image_id][index]),
+                }
+            )
     coco = COCO()
     coco.dataset = {
         "images": [{"id": image_id} for image_id in range(len(images))],

@@ -44,9 +44,7 @@ def evaluate(
     return voc_average_precision(counted_from_1, examples_to_truths(examples), classes)
 
 
-def detections_to_images(
-    detections: dict[str, np.ndarray], sizes: Sequence[tuple[int, int]]
-) -> list[ImageDetections]:
+def detections_to_images(detections: dict[str, np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[ImageDetections]:
     """Takes a model's detections apart, in pixels of the original images.
 
     Args:
@@ -63,8 +61,10 @@ def detections_to_images(
     detections = {key: np.asarray(values) for key, values in detections.items()}
     counts = detections["num_detections"]
     if len(counts) != len(sizes):
-        raise ValueError(f"Predictions for {len(counts)} images but {len(sizes)} examples; "
-                         "predict every example once, and drop no remainder of a batch.")
+        raise ValueError(
+            f"Predictions for {len(counts)} images but {len(sizes)} examples; "
+            "predict every example once, and drop no remainder of a batch."
+        )
     images = []
     for index, (height, width) in enumerate(sizes):
         valid = slice(int(counts[index]))

@@ -151,9 +151,9 @@ def voc_average_precision(
         ValueError: as `check_images`.
     """
     check_images(detections, truths, len(classes))
-    outcomes = np.concatenate([
-        _outcomes(found, truth, iou_threshold) for found, truth in zip(detections, truths, strict=True)
-    ])
+    outcomes = np.concatenate(
+        [_outcomes(found, truth, iou_threshold) for found, truth in zip(detections, truths, strict=True)]
+    )
     scores = np.concatenate([found.scores for found in detections])
     found_classes = np.concatenate([found.classes for found in detections])
     truth_classes = np.concatenate([truth.classes for truth in truths])
@@ -169,15 +169,17 @@ def voc_average_precision(
         hits = np.cumsum(counted == TRUE_POSITIVE)
         precision = hits / np.arange(1, len(hits) + 1)
         recall = hits / ground_truths if ground_truths else np.full(len(hits), np.nan)
-        rows.append(ClassResult(
-            name=name,
-            ap_11_point=_ap_11_point(hits, precision, ground_truths),
-            ap_area=_ap_area(hits, precision, ground_truths),
-            ground_truths=ground_truths,
-            detections=len(ranked),
-            recall=recall,
-            precision=precision,
-        ))
+        rows.append(
+            ClassResult(
+                name=name,
+                ap_11_point=_ap_11_point(hits, precision, ground_truths),
+                ap_area=_ap_area(hits, precision, ground_truths),
+                ground_truths=ground_truths,
+                detections=len(ranked),
+                recall=recall,
+                precision=precision,
+            )
+        )
     return VocResult(tuple(rows))
 
 
@@ -188,16 +190,19 @@ def check_images(detections: Sequence[ImageDetections], truths: Sequence[ImageTr
         ValueError: there are no images, not as many with detections as with ground truth, or an index names no class.
     """
     if len(detections) != len(truths):
-        raise ValueError(f"{len(detections)} images with detections but {len(truths)} with ground truth; "
-                         "give both for the same images, in the same order.")
+        raise ValueError(
+            f"{len(detections)} images with detections but {len(truths)} with ground truth; "
+            "give both for the same images, in the same order."
+        )
     if not len(truths):
         raise ValueError("There is no image to evaluate.")
     for what, images in (("detection", detections), ("ground truth", truths)):
         indices = np.concatenate([image.classes for image in images])
         unknown = indices[(indices < 0) | (indices >= class_count)]
         if len(unknown):
-            raise ValueError(f"A {what} has class {int(unknown[0])}, but there are {class_count} classes "
-                             f"(0 to {class_count - 1}).")
+            raise ValueError(
+                f"A {what} has class {int(unknown[0])}, but there are {class_count} classes (0 to {class_count - 1})."
+            )
 
 
 def pixel_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refinedet_tf.serving.errors import ExportError
+from refinedet_tf.errors import ExportError
 from refinedet_tf.serving.labels import LABELS
 
 SETTINGS = "detector.json"

@@ -14,10 +14,10 @@ from tensorflow import keras
 from tensorflow.lite.tools import flatbuffer_utils
 
 from refinedet_tf.config import ModelConfig, as_dict
+from refinedet_tf.errors import ExportError
 from refinedet_tf.ops.boxes import CENTER_VARIANCE, SIZE_VARIANCE
 from refinedet_tf.ops.detections import decode_predictions, keep_top_k, refine_anchors
 from refinedet_tf.ops.images import resize
-from refinedet_tf.serving.errors import ExportError
 from refinedet_tf.serving.frozen import frozen_network
 from refinedet_tf.serving.metadata import Metadata, append_metadata
 from refinedet_tf.serving.tensor_ranges import computed_tensors, layer_of_tensor

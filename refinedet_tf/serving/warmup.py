@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import tensorflow as tf
 
-from refinedet_tf.serving.errors import ExportError
+from refinedet_tf.errors import ExportError
 
 GREY = 128
 # Where TensorFlow Serving looks for them, inside a SavedModel's folder.

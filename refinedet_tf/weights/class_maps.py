@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from refinedet_tf.errors import WeightFileError
 from refinedet_tf.layers import ANCHORS_PER_CELL
 from refinedet_tf.model import RefineDet
-from refinedet_tf.weights.assign import Weights, named_variables
-from refinedet_tf.weights.errors import WeightFileError
+from refinedet_tf.weights.assignment import Weights, named_variables
 
 # The variables whose last axis runs over anchors and, within them, over background and classes.
 _CLASS_VARIABLE = re.compile(r"odm\d_classes(_pointwise)?/(kernel|bias)")

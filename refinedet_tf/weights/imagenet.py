@@ -5,10 +5,10 @@ import os
 import numpy as np
 from tensorflow import keras
 
+from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
-from refinedet_tf.weights.assign import Weights, layer_of, named_variables
-from refinedet_tf.weights.convert import SUBSAMPLED, SUBSAMPLING
-from refinedet_tf.weights.errors import WeightFileError
+from refinedet_tf.weights.assignment import Weights, layer_of, named_variables
+from refinedet_tf.weights.conversion import SUBSAMPLED, SUBSAMPLING
 from refinedet_tf.weights.names import from_keras_applications
 
 IMAGENET = "imagenet"

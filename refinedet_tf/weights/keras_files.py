@@ -10,11 +10,11 @@ import h5py
 import numpy as np
 from tensorflow import keras
 
+from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
-from refinedet_tf.weights import hdf5_probe
-from refinedet_tf.weights.assign import Weights, by_name, is_detector_layer, layer_of, named_variables, plain_name
-from refinedet_tf.weights.errors import WeightFileError
-from refinedet_tf.weights.hdf5_probe import MAX_BYTES
+from refinedet_tf.weights.assignment import Weights, by_name, is_detector_layer, layer_of, named_variables, plain_name
+from refinedet_tf.weights.files import hdf5_probe
+from refinedet_tf.weights.files.hdf5_probe import MAX_BYTES
 from refinedet_tf.weights.imagenet import imagenet_weights
 
 MAX_CONFIG_BYTES = 2**20  # of a .keras file's config.json; a RefineDet's has some thousand

@@ -5,15 +5,15 @@ import zipfile
 
 import h5py
 
+from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
-from refinedet_tf.weights.assign import WeightReport, Weights, assign
-from refinedet_tf.weights.caffe import is_caffemodel
+from refinedet_tf.weights.assignment import WeightReport, Weights, assign
 from refinedet_tf.weights.class_maps import ClassMap, fit_classes, read_class_map
-from refinedet_tf.weights.convert import caffe_weights, pytorch_weights
-from refinedet_tf.weights.errors import WeightFileError
+from refinedet_tf.weights.conversion import caffe_weights, pytorch_weights
+from refinedet_tf.weights.files.caffe import is_caffemodel
+from refinedet_tf.weights.files.pytorch import is_pytorch_file
 from refinedet_tf.weights.imagenet import IMAGENET, imagenet_weights
 from refinedet_tf.weights.keras_files import h5_weights, input_mode, keras_weights, npz_weights
-from refinedet_tf.weights.pytorch import is_pytorch_file
 
 
 def load_weights(model: RefineDet, path: str | os.PathLike, class_map: ClassMap | None = None) -> WeightReport:

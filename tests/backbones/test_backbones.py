@@ -24,9 +24,7 @@ def test_mobilenet_is_that_of_keras_applications_fed_with_minus_one_to_one():
     """Its weights load by name: the maps are those of the classifier's own layers."""
     images = keras.Input((64, 64, 3))
     model = keras.Model(images, build_backbone(images, BackboneConfig("mobilenet_v1", 0.25)))
-    original = keras.applications.MobileNet(
-        input_shape=(64, 64, 3), alpha=0.25, include_top=False, weights=None
-    )
+    original = keras.applications.MobileNet(input_shape=(64, 64, 3), alpha=0.25, include_top=False, weights=None)
     rng = np.random.default_rng(0)
     for layer in original.layers:
         # Statistics that differ from those of a fresh model; variances stay positive.
@@ -35,12 +33,8 @@ def test_mobilenet_is_that_of_keras_applications_fed_with_minus_one_to_one():
         if weights:
             model.get_layer(layer.name).set_weights(weights)
     pixels = rng.uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
-    sources = [
-        original.get_layer(name).output for name in ("conv_pw_5_relu", "conv_pw_11_relu", "conv_pw_13_relu")
-    ]
-    expected = keras.Model(original.input, sources)(
-        keras.applications.mobilenet.preprocess_input(pixels.copy())
-    )
+    sources = [original.get_layer(name).output for name in ("conv_pw_5_relu", "conv_pw_11_relu", "conv_pw_13_relu")]
+    expected = keras.Model(original.input, sources)(keras.applications.mobilenet.preprocess_input(pixels.copy()))
     for own, theirs in zip(model(pixels)[:3], expected, strict=True):
         assert np.ptp(theirs) > 0
         np.testing.assert_allclose(own, theirs, rtol=1e-5, atol=1e-5)

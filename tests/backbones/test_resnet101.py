@@ -210,9 +210,7 @@ def test_bottleneck_block_is_the_residual_sum_of_caffe(stride, projection):
     inputs = keras.Input((6, 8, 10))
     names = {"conv_name": "res_{}", "bn_name": "bn_{}", "relu_name": "block_relu"}
     channels = (4, 12 if projection else 10)
-    block = keras.Model(
-        inputs, bottleneck_block(inputs, channels, stride=stride, projection=projection, **names)
-    )
+    block = keras.Model(inputs, bottleneck_block(inputs, channels, stride=stride, projection=projection, **names))
     rng = np.random.default_rng(stride)
     for layer in block.layers:
         layer.set_weights([rng.uniform(0.5, 1.5, w.shape) * rng.choice([1, 1, -1]) for w in layer.get_weights()])

@@ -67,9 +67,7 @@ def test_predictions_of_the_released_size_are_one_for_each_anchor(voc_model):
     [(20, 512, 34_440_884, 16320), (80, 320, 36_100_484, 6375), (80, 512, 36_100_484, 16320)],
 )
 def test_parameters_depend_on_the_classes_and_not_on_the_size(classes, size, count, anchors):
-    model = build_model(
-        ModelConfig(classes=[f"class {index}" for index in range(classes)], input_size=[size, size])
-    )
+    model = build_model(ModelConfig(classes=[f"class {index}" for index in range(classes)], input_size=[size, size]))
     assert parameters(model, "") == count
     assert model.output["odm_classes"].shape == (None, anchors, 1 + classes)
 

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 from PIL import Image
 
-from refinedet_tf.data.tfrecords import read_tfrecords
-from refinedet_tf.data.voc import read_voc
+from refinedet_tf.data.readers.tfrecords import read_tfrecords
+from refinedet_tf.data.readers.voc import read_voc
 from refinedet_tf.visualization import class_color
 from tests.cli.test_commands import run
 

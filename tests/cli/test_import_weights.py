@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from refinedet_tf.weights import load_model
-from refinedet_tf.weights.assign import named_variables
+from refinedet_tf.weights.assignment import named_variables
 from tests.conftest import PROJECT
 
 

@@ -27,7 +27,8 @@ class VocFolder:
         width, height = stated_size or size
         (self.root / "Annotations" / f"{image_id}.xml").write_text(
             f"<annotation>{head}<size><width>{width}</width><height>{height}</height></size>"
-            f"{''.join(objects)}</annotation>")
+            f"{''.join(objects)}</annotation>"
+        )
         with open(self.root / "ImageSets" / "Main" / f"{split}.txt", "a") as file:
             file.write(f"{image_id}\n")
         return path

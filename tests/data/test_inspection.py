@@ -11,12 +11,11 @@ from refinedet_tf.config import AugmentationConfig, Config, DataConfig, ModelCon
 from refinedet_tf.data.examples import Example, ExampleSet
 from refinedet_tf.data.inspection import anchor_coverage, as_text, inspect_data
 from refinedet_tf.data.pipeline import count_dropped_boxes, evaluation_pipeline, training_pipeline
-from refinedet_tf.data.tfrecords import read_tfrecords, write_tfrecords
-from refinedet_tf.data.voc import read_voc
+from refinedet_tf.data.readers.tfrecords import read_tfrecords, write_tfrecords
+from refinedet_tf.data.readers.voc import read_voc
 from refinedet_tf.ops import images as image_ops
 from refinedet_tf.ops.anchors import generate_anchors
-
-from .conftest import voc_object
+from tests.data.conftest import voc_object
 
 CONFIG = Config(model=ModelConfig(classes=["cat"], input_size=[64, 128]), data=DataConfig(max_boxes=100))
 CAT = voc_object("cat", (10, 10, 20, 20))
@@ -51,13 +50,17 @@ def damaged(voc_folder):
 def test_a_damaged_data_set_is_read_to_the_end_and_each_defect_named(damaged):
     found = read_voc(damaged.root, ["train"], ["cat"])
     report = inspect_data({"train": found}, CONFIG)
-    assert kinds(report["errors"]) == [("cut.jpg", "unreadable image, skipped"),
-                                       ("empty_xml.xml", "unreadable annotation, image skipped")]
+    assert kinds(report["errors"]) == [
+        ("cut.jpg", "unreadable image, skipped"),
+        ("empty_xml.xml", "unreadable annotation, image skipped"),
+    ]
     assert kinds(report["notes"]) == [
-        ("cmyk.jpg", "no RGB image, converted"), ("crowded.jpg", "more than data.max_boxes = 100 boxes, training uses "
-                                                                 "the first ones"),
-        ("grey.jpg", "no RGB image, converted"), ("png.jpg", "the name says otherwise, but it is"),
-        ("turned.jpg", "EXIF orientation, ignored as boxes belong to the stored pixels")]
+        ("cmyk.jpg", "no RGB image, converted"),
+        ("crowded.jpg", "more than data.max_boxes = 100 boxes, training uses the first ones"),
+        ("grey.jpg", "no RGB image, converted"),
+        ("png.jpg", "the name says otherwise, but it is"),
+        ("turned.jpg", "EXIF orientation, ignored as boxes belong to the stored pixels"),
+    ]
     text = as_text(report)
     assert all(defect["where"] in text for defect in report["errors"] + report["notes"])
     values = report["splits"]["train"]
@@ -109,10 +112,10 @@ def test_boxes_given_twice_and_images_in_two_splits_are_errors(voc_folder):
     voc_folder.add("other", split="val")
     one, two = voc_folder.add("one", split="val"), voc_folder.add("two", split="val")
     two.write_bytes(one.read_bytes())
-    report = inspect_data({split: read_voc(voc_folder.root, [split], ["cat", "dog"]) for split in ("train", "val")},
-                          CONFIG)
-    assert kinds(report["errors"]) == [("a.jpg", "box given more than once"),
-                                       ("a.jpg", "the same image in two splits")]
+    report = inspect_data(
+        {split: read_voc(voc_folder.root, [split], ["cat", "dog"]) for split in ("train", "val")}, CONFIG
+    )
+    assert kinds(report["errors"]) == [("a.jpg", "box given more than once"), ("a.jpg", "the same image in two splits")]
     assert report["errors"][0]["what"].endswith("cat 3 times")
     assert "same.jpg" in report["errors"][1]["what"]
     assert kinds(report["notes"]) == [("one.jpg", "the same image again")]
@@ -127,12 +130,14 @@ def test_coverage_is_that_of_plain_loops_and_counted_by_size(photo):
     for box, value in zip(corners[::30], best[::30], strict=True):
         assert value == pytest.approx(max(iou(box, anchor) for anchor in anchors), rel=1e-4)
 
-    example = dataclasses.replace(photo, boxes=corners, classes=np.zeros(300, np.int32),
-                                  crowd=np.zeros(300, bool), difficult=np.zeros(300, bool))
+    example = dataclasses.replace(
+        photo, boxes=corners, classes=np.zeros(300, np.int32), crowd=np.zeros(300, bool), difficult=np.zeros(300, bool)
+    )
     rows = inspect_example(example)
     sides = np.sqrt((corners[:, 2] - corners[:, 0]) * 128 * (corners[:, 3] - corners[:, 1]) * 64)
-    for row, (low, high) in zip(rows, [(0, 16), (16, 32), (32, 64), (64, 128), (128, 256), (256, 1e9), (0, 1e9)],
-                                strict=True):
+    for row, (low, high) in zip(
+        rows, [(0, 16), (16, 32), (32, 64), (64, 128), (128, 256), (256, 1e9), (0, 1e9)], strict=True
+    ):
         inside = (sides >= low) & (sides < high)
         assert (row["boxes"], row["reached"]) == (inside.sum(), (inside & (best >= 0.5)).sum())
 

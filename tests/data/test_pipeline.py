@@ -6,7 +6,6 @@ import pytest
 import tensorflow as tf
 
 from refinedet_tf.config import AugmentationConfig
-from refinedet_tf.data.examples import DataError
 from refinedet_tf.data.pipeline import (
     count_dropped_boxes,
     epoch_variable,
@@ -14,13 +13,15 @@ from refinedet_tf.data.pipeline import (
     image_pipeline,
     training_pipeline,
 )
+from refinedet_tf.data.readers.voc import read_voc
 from refinedet_tf.data.shapes import SHAPES, draw_shapes
-from refinedet_tf.data.voc import read_voc
+from refinedet_tf.errors import DataError
 from refinedet_tf.ops import images as image_ops
 
 SIZE = (64, 96)
-PLAIN = AugmentationConfig(photometric=False, expand_max_ratio=1, random_crop=False, flip=False,
-                           random_interpolation=False)
+PLAIN = AugmentationConfig(
+    photometric=False, expand_max_ratio=1, random_crop=False, flip=False, random_interpolation=False
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +35,9 @@ def epochs(dataset, count):
     """The images, boxes and classes of some epochs, each as one array."""
     result = []
     for _ in range(count):
-        batches = [(images.numpy(), targets["boxes"].numpy(), targets["classes"].numpy())
-                   for images, targets in dataset]
+        batches = [
+            (images.numpy(), targets["boxes"].numpy(), targets["classes"].numpy()) for images, targets in dataset
+        ]
         result.append([np.concatenate(part) for part in zip(*batches, strict=True)])
     return result
 
@@ -183,8 +185,12 @@ def test_without_a_fixed_order_each_image_is_augmented_all_the_same(drawn):
 
 def test_crowds_are_not_trained_on_and_do_not_count(drawn):
     count = len(drawn[0].classes)
-    twice = dataclasses.replace(drawn[0], boxes=np.tile(drawn[0].boxes, (2, 1)), classes=np.tile(drawn[0].classes, 2),
-                                crowd=np.arange(2 * count) < count)
+    twice = dataclasses.replace(
+        drawn[0],
+        boxes=np.tile(drawn[0].boxes, (2, 1)),
+        classes=np.tile(drawn[0].classes, 2),
+        crowd=np.arange(2 * count) < count,
+    )
     _, boxes, classes = epochs(training_pipeline([twice], SIZE, 1, PLAIN, max_boxes=count, seed=0), 1)[0]
     np.testing.assert_array_equal(boxes[0], drawn[0].boxes)
     np.testing.assert_array_equal(classes[0], drawn[0].classes)
@@ -219,8 +225,10 @@ def test_kerascv_layers_take_the_batches(drawn):
     images, targets = next(iter(training_pipeline(drawn, SIZE, 4, PLAIN, 6, seed=0)))
     flip = keras_cv.layers.RandomFlip("horizontal", rate=1.0, bounding_box_format="rel_xyxy")
     result = flip({"images": images, "bounding_boxes": targets}, training=True)
-    boxes, classes = (keras_cv.bounding_box.to_dense(result["bounding_boxes"], max_boxes=6)[key].numpy()
-                      for key in ("boxes", "classes"))
+    boxes, classes = (
+        keras_cv.bounding_box.to_dense(result["bounding_boxes"], max_boxes=6)[key].numpy()
+        for key in ("boxes", "classes")
+    )
     real = targets["classes"].numpy() >= 0
     xmin, ymin, xmax, ymax = targets["boxes"].numpy()[real].T
     np.testing.assert_array_equal(classes, targets["classes"])
@@ -230,6 +238,9 @@ def test_kerascv_layers_take_the_batches(drawn):
 
 def test_no_iteration_waits_for_the_thread_that_tunes(drawn):
     # It may sleep for a minute before it notices that the iteration is over; see `_options`.
-    for dataset in (training_pipeline(drawn, SIZE, 4, PLAIN, 6, 0), evaluation_pipeline(drawn, SIZE, 4),
-                    image_pipeline(drawn)):
+    for dataset in (
+        training_pipeline(drawn, SIZE, 4, PLAIN, 6, 0),
+        evaluation_pipeline(drawn, SIZE, 4),
+        image_pipeline(drawn),
+    ):
         assert dataset.options().autotune.enabled is False

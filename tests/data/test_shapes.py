@@ -7,8 +7,8 @@ import pytest
 
 from refinedet_tf.cli import draw_shapes as command
 from refinedet_tf.data import shapes
-from refinedet_tf.data.examples import DataError
-from refinedet_tf.data.voc import read_voc
+from refinedet_tf.data.readers.voc import read_voc
+from refinedet_tf.errors import DataError
 
 SIZE = (128, 160)
 
@@ -55,7 +55,7 @@ def test_two_fifths_of_every_shape_stay_visible(monkeypatch):
         masks = [next(mask > 0.5 for mask in candidates if bounds(mask > 0) == box) for _, box in objects]
         for index, mask in enumerate(masks):
             visible = mask.copy()
-            for later in masks[index + 1:]:
+            for later in masks[index + 1 :]:
                 visible &= ~later
             assert visible.sum() >= 0.6 * mask.sum()
             hidden_parts += visible.sum() < mask.sum()
@@ -104,8 +104,19 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
 
 def test_the_command_draws_what_its_flags_say(tmp_path):
     output = tmp_path / "drawn"
-    subprocess.run([sys.executable, "-m", "refinedet_tf.cli.draw_shapes", f"--output_dir={output}", "--train=2",
-                    "--val=1", "--seed=5"], check=True, capture_output=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "refinedet_tf.cli.draw_shapes",
+            f"--output_dir={output}",
+            "--train=2",
+            "--val=1",
+            "--seed=5",
+        ],
+        check=True,
+        capture_output=True,
+    )
     shapes.draw_shapes(tmp_path / "expected", {"train": 2, "val": 1}, seed=5)
     assert files(output) == files(tmp_path / "expected")
 

@@ -58,8 +58,11 @@ def slow_rows(detections, truths, class_count, iou_threshold=0.5):
                 if width <= 0 or height <= 0:
                     continue
                 both = width * height
-                union = ((box[2] - box[0] + 1) * (box[3] - box[1] + 1)
-                         + (other[2] - other[0] + 1) * (other[3] - other[1] + 1) - both)
+                union = (
+                    (box[2] - box[0] + 1) * (box[3] - box[1] + 1)
+                    + (other[2] - other[0] + 1) * (other[3] - other[1] + 1)
+                    - both
+                )
                 if both / union > best:
                     best, best_object = both / union, number
             if best > iou_threshold and truths[image].difficult[best_object]:
@@ -72,7 +75,8 @@ def slow_rows(detections, truths, class_count, iou_threshold=0.5):
             curve.append((hits, Fraction(hits, hits + misses)))
         total = sum(
             int(own == index and not hard)
-            for each in truths for own, hard in zip(each.classes, each.difficult, strict=True)
+            for each in truths
+            for own, hard in zip(each.classes, each.difficult, strict=True)
         )
         if not total:
             rows.append((None, None, curve))
@@ -147,8 +151,10 @@ def test_order_of_images_and_of_detections_does_not_matter_without_equal_scores(
 def test_only_the_order_of_scores_counts(seed):
     detections, truths = random_case(np.random.default_rng(seed))
     squashed = [ImageDetections(each.boxes, np.tanh(each.scores) / 7, each.classes) for each in detections]
-    assert (voc_average_precision(squashed, truths, "abc").as_dict()
-            == voc_average_precision(detections, truths, "abc").as_dict())
+    assert (
+        voc_average_precision(squashed, truths, "abc").as_dict()
+        == voc_average_precision(detections, truths, "abc").as_dict()
+    )
 
 
 def test_perfect_detections_have_ap_1():
@@ -202,9 +208,7 @@ def test_difficult_objects_neither_help_nor_hurt():
 
 
 def test_class_with_difficult_objects_only_is_left_out_of_the_mean():
-    result = voc_average_precision(
-        [found((BOX, 0.9, 0), (FAR, 0.9, 1))], [truth((BOX, 0), (FAR, 1, True))], ["a", "b"]
-    )
+    result = voc_average_precision([found((BOX, 0.9, 0), (FAR, 0.9, 1))], [truth((BOX, 0), (FAR, 1, True))], ["a", "b"])
     assert np.isnan(result.rows[1].ap_11_point) and np.isnan(result.rows[1].ap_area)
     assert result.mean_ap_11_point == result.mean_ap_area == 1.0
     assert result.as_dict()["classes"]["b"]["ap_area"] is None
@@ -256,7 +260,8 @@ def test_equal_scores_rank_in_the_order_given():
 
 def test_table_shows_three_decimals_a_dash_and_the_means_last():
     result = voc_average_precision(
-        [found((BOX, 0.9, 0), (BOX, 0.8, 2), (FAR, 0.9, 2))], [truth((BOX, 0), (BOX, 2))],
+        [found((BOX, 0.9, 0), (BOX, 0.8, 2), (FAR, 0.9, 2))],
+        [truth((BOX, 0), (BOX, 2))],
         ["aeroplane", "cat", "dog"],
     )
     lines = [line.split() for line in result.table().splitlines() if not line.startswith("-")]

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from refinedet_tf.detector import Detector, read_image
+from refinedet_tf.inference.detector import Detector, read_image
 from tests.conftest import PROJECT
 
 # Runs a script where TensorFlow cannot be imported.

@@ -19,9 +19,7 @@ def test_golden_example_of_the_cascade():
     np.testing.assert_allclose(ops.encode(truth, anchor), [[0, 3, 2.027326, 1.682361]], atol=2e-6)
     refined = ops.decode(tf.constant([[0.5, 1, 0.5, -0.25]]), anchor)
     np.testing.assert_allclose(refined, [[0.399483, 0.424877, 0.620517, 0.615123]], atol=6e-7)
-    np.testing.assert_allclose(
-        ops.encode(truth, refined), [[-0.452419, 2.102542, 1.527326, 1.932361]], atol=2e-6
-    )
+    np.testing.assert_allclose(ops.encode(truth, refined), [[-0.452419, 2.102542, 1.527326, 1.932361]], atol=2e-6)
 
 
 side = st.floats(0.0009765625, 2.0, width=32)
@@ -79,15 +77,11 @@ def test_pairwise_iou_equals_one_pair_at_a_time():
 
 def test_iou_of_a_box_with_itself_its_half_and_a_neighbour():
     box = tf.constant([[0.0, 0.0, 0.5, 0.5]])
-    others = tf.constant(
-        [[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.25, 0.5], [0.5, 0.0, 1.0, 0.5], [0.25, 0.25, 0.75, 0.75]]
-    )
+    others = tf.constant([[0.0, 0.0, 0.5, 0.5], [0.0, 0.0, 0.25, 0.5], [0.5, 0.0, 1.0, 0.5], [0.25, 0.25, 0.75, 0.75]])
     np.testing.assert_array_equal(ops.pairwise_iou(box, others), np.array([[1, 0.5, 0, 1 / 7]], np.float32))
 
 
-@pytest.mark.parametrize(
-    "nothing", [(-1, -1, -1, -1), (0.5, 0.5, 0.5, 0.5), (0.2, 0.3, 0.2, 0.9), (0, 0, 0, 0)]
-)
+@pytest.mark.parametrize("nothing", [(-1, -1, -1, -1), (0.5, 0.5, 0.5, 0.5), (0.2, 0.3, 0.2, 0.9), (0, 0, 0, 0)])
 def test_padding_and_boxes_without_area_overlap_nothing_not_even_themselves(nothing):
     rng = np.random.default_rng(2)
     empty = np.array([nothing], np.float32)

@@ -62,15 +62,11 @@ def test_detections_equal_the_pipeline_in_plain_loops(top_k, max_detections, sco
         assert count == len(expected) > 0
         np.testing.assert_allclose(found["scores"][index, :count], [row[0] for row in expected], rtol=1e-5)
         np.testing.assert_array_equal(found["classes"][index, :count], [row[1] for row in expected])
-        np.testing.assert_allclose(
-            found["boxes"][index, :count], [row[2] for row in expected], rtol=1e-5, atol=1e-5
-        )
+        np.testing.assert_allclose(found["boxes"][index, :count], [row[2] for row in expected], rtol=1e-5, atol=1e-5)
 
 
 def test_rows_behind_the_last_detection_are_padding():
-    boxes = tf.constant(
-        [[[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]], [[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]]]
-    )
+    boxes = tf.constant([[[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]], [[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]]])
     scores = tf.constant([[[0.9, 0.0], [0.0, 0.8]], [[0.0, 0.0], [0.0, 0.0]]])
     found = ops.suppress(
         boxes, scores, score_threshold=0.01, iou_threshold=0.45, pre_suppression_top_k=0, max_detections=4
@@ -142,9 +138,7 @@ def test_keep_top_k_keeps_the_best_of_each_class_of_each_image(k):
 def test_keep_top_k_of_zero_keeps_all_and_ties_with_the_last_stay():
     scores = tf.constant([[[0.5], [0.2], [0.5], [0.9], [0.5]]])
     np.testing.assert_array_equal(ops.keep_top_k(scores, 0), scores)
-    np.testing.assert_array_equal(
-        ops.keep_top_k(scores, 2)[0, :, 0], np.array([0.5, 0, 0.5, 0.9, 0.5], np.float32)
-    )
+    np.testing.assert_array_equal(ops.keep_top_k(scores, 2)[0, :, 0], np.array([0.5, 0, 0.5, 0.9, 0.5], np.float32))
 
 
 def test_objectness_is_the_softmax_of_both_logits():

@@ -51,7 +51,7 @@ def slow_letterbox(image):
     top, left = (INPUT[0] - height) // 2, (INPUT[1] - width) // 2
     canvas = np.empty((*INPUT, 3))
     canvas[:] = (123, 117, 104)
-    canvas[top:top + height, left:left + width] = slow_bilinear(image.astype(float), height, width)
+    canvas[top : top + height, left : left + width] = slow_bilinear(image.astype(float), height, width)
     return canvas, (left, top, left + width, top + height)
 
 

@@ -79,9 +79,7 @@ def test_random_overlaps_match_as_in_the_sequential_rule(monkeypatch, steps, thr
 def grid_boxes(rng, batch, count, side):
     """Boxes on a coarse integer grid, whose overlaps tie to the last bit."""
     corners = rng.integers(0, side, (batch, count, 2))
-    return np.concatenate([corners, corners + rng.integers(1, 4, (batch, count, 2))], axis=-1).astype(
-        np.float32
-    )
+    return np.concatenate([corners, corners + rng.integers(1, 4, (batch, count, 2))], axis=-1).astype(np.float32)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -9,7 +9,7 @@ import tensorflow as tf
 from PIL import Image
 
 from refinedet_tf.data.examples import Example, ExampleSet
-from refinedet_tf.detector import Detector
+from refinedet_tf.inference.detector import Detector
 from refinedet_tf.model import RefineDet
 from refinedet_tf.serving.tflite import convert_tflite, prepare_image
 from refinedet_tf.training import trainer
@@ -42,11 +42,11 @@ def detect_by_hand(model, photos, rounded):
     found = []
     for photo, (top, left, height, width) in zip(photos, places, strict=True):
         canvas = np.full((HEIGHT, WIDTH, 3), MEAN_COLOUR, np.float32)
-        canvas[top:top + height, left:left + width] = tf.image.resize(photo, (height, width))
+        canvas[top : top + height, left : left + width] = tf.image.resize(photo, (height, width))
         canvas = np.round(canvas) if rounded else canvas
         detections = {name: value[0].numpy() for name, value in model.detect(canvas[np.newaxis]).items()}
         count = detections["num_detections"]
-        boxes = (detections["boxes"][:count] * [WIDTH, HEIGHT, WIDTH, HEIGHT] - [left, top, left, top])
+        boxes = detections["boxes"][:count] * [WIDTH, HEIGHT, WIDTH, HEIGHT] - [left, top, left, top]
         boxes = np.clip(boxes / [width, height, width, height], 0, 1)
         found.append((boxes, detections["scores"][:count], detections["classes"][:count]))
     return found

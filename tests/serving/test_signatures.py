@@ -147,9 +147,7 @@ def test_the_tunable_signature_obeys_its_settings(tiny_model, batches, outputs):
 
 def test_outputs_have_the_names_types_and_shapes_that_clients_expect(outputs, batches):
     kinds = {
-        name: (value.dtype.name, value.shape)
-        for name, value in outputs.items()
-        if name.startswith("serving_default/")
+        name: (value.dtype.name, value.shape) for name, value in outputs.items() if name.startswith("serving_default/")
     }
     assert kinds == {
         f"serving_default/{name}/{output}": (dtype, (len(batch), *shape))

@@ -9,13 +9,13 @@ import pytest
 import tensorflow as tf
 from tensorflow.lite.tools import flatbuffer_utils
 
+from refinedet_tf.errors import ExportError
+from refinedet_tf.inference.numpy_decoder import decode_detections
+from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.ops.boxes import pairwise_iou
 from refinedet_tf.ops.detections import decode_predictions, suppress
-from refinedet_tf.serving.decoder import decode_detections
-from refinedet_tf.serving.errors import ExportError
 from refinedet_tf.serving.metadata import read_metadata
 from refinedet_tf.serving.tflite import convert_tflite, prepare_image
-from refinedet_tf.serving.tflite_model import TFLiteModel
 from tests.conftest import coarse_noise
 
 SIZE = (64, 128)

@@ -6,11 +6,11 @@ import pytest
 import tensorflow as tf
 
 from refinedet_tf.config import load_config
-from refinedet_tf.data.examples import DataError
 from refinedet_tf.data.pipeline import training_pipeline
-from refinedet_tf.data.voc import read_voc
+from refinedet_tf.data.readers.voc import read_voc
+from refinedet_tf.errors import DataError, WeightFileError
 from refinedet_tf.training.trainer import evaluate_model, train
-from refinedet_tf.weights import WeightFileError, load_model
+from refinedet_tf.weights import load_model
 
 
 def test_a_run_leaves_recipe_models_results_and_log(finished_run, tiny_recipe, shapes_dir):

@@ -7,9 +7,10 @@ import pytest
 from tensorflow import keras
 
 from refinedet_tf.config import BackboneConfig, ModelConfig
+from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
-from refinedet_tf.weights import WeightFileError, load_weights
-from refinedet_tf.weights.assign import is_detector_layer, named_variables
+from refinedet_tf.weights import load_weights
+from refinedet_tf.weights.assignment import is_detector_layer, named_variables
 
 RANDOM = np.random.default_rng(6)
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from refinedet_tf.config import BackboneConfig, ModelConfig
+from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
-from refinedet_tf.weights import WeightFileError, load_weights
-from refinedet_tf.weights.assign import is_detector_layer, named_variables
+from refinedet_tf.weights import load_weights
+from refinedet_tf.weights.assignment import is_detector_layer, named_variables
 from tests.weights.caffe_writer import write_caffemodel
 from tests.weights.random_nets import random_resnet101
 from tests.weights.reference_graph import refinedet, to_bgr
@@ -53,9 +54,7 @@ def test_the_network_of_the_test_has_the_published_layers(net):
     assert sum(len(blobs) == 3 for blobs in net.values()) == 155
 
 
-def test_caffe_weights_give_the_outputs_of_the_network_at_320_also_saved_and_exported(
-    model, net, caffe_file, tmp_path
-):
+def test_caffe_weights_give_the_outputs_of_the_network_at_320_also_saved_and_exported(model, net, caffe_file, tmp_path):
     report = load_weights(model, caffe_file)
     assert report.family == "RefineDet on ResNet-101 (Caffe)"
     assert len(report.loaded) == sum(map(len, net.values())) - 155 and not report.kept  # no factors

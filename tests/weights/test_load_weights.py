@@ -11,10 +11,11 @@ import pytest
 from tensorflow import keras
 
 from refinedet_tf.config import BackboneConfig, ModelConfig
+from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
-from refinedet_tf.weights import WeightFileError, load_model, load_weights
-from refinedet_tf.weights.assign import assign, by_name, is_detector_layer, named_variables
-from tests.backbones.test_keras_cv import NETWORKS
+from refinedet_tf.weights import load_model, load_weights
+from refinedet_tf.weights.assignment import assign, by_name, is_detector_layer, named_variables
+from tests.backbones.test_kerascv import NETWORKS
 from tests.conftest import PROJECT
 
 IMAGENET = PROJECT.parent / "shared" / "weights"

@@ -1,0 +1,106 @@
+"""Reader of detection data sets of `tensorflow_datasets`, where that package is installed (KerasCV brings it)."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from refinedet_tf.data.examples import ExampleSet
+from refinedet_tf.data.readers.shared import (
+    AnnotatedObject,
+    Reading,
+    add_example,
+    check_listed,
+    collect,
+    image_size,
+    read_all,
+)
+from refinedet_tf.data.readers.tfrecords import iterate_records, locate
+from refinedet_tf.errors import DataError
+
+
+def read_tfds(root: str | os.PathLike, splits: Sequence[str], classes: Sequence[str] | None) -> ExampleSet:
+    """Reads data sets with the features `image` and `objects` (`bbox`, `label`; `is_difficult`, `is_crowd` if given).
+
+    A data set that is not there yet is downloaded and prepared. It is then read like other record files: once, with
+    every image decoded, and the examples keep only the place of their image in the file.
+
+    Args:
+        root: the data folder of tensorflow_datasets, such as ~/tensorflow_datasets.
+        splits: name of the data set and split: voc/2007/trainval, coco/2017/train or voc/2012/train[:10%].
+        classes: names of the classes, in the order of their indices; None takes the data's.
+
+    Returns:
+        The readable images, those without objects among them, and the defects of the rest.
+
+    Raises:
+        DataError: the package is missing, there is no such data set or split, it is none for detection, its files are
+            no TFRecords, the classes do not fit together, or no image is left.
+    """
+    try:
+        # The package itself swallows what goes wrong when it is imported.
+        from tensorflow_datasets import public_api as tfds
+    except ImportError as error:
+        raise DataError(f"data.format tfds needs the package tensorflow_datasets: {error}.") from error
+    files = []
+    for split in splits:
+        name, _, part = split.rpartition("/")
+        try:
+            builder = tfds.builder(name, data_dir=os.path.expanduser(os.fspath(root)))
+            builder.download_and_prepare()
+            instructions = builder.info.splits[part].file_instructions
+        except ImportError as error:
+            raise DataError(f"Preparing {name} needs a further package: {error}.") from error
+        except (ValueError, KeyError, AssertionError) as error:
+            raise DataError(
+                f"tensorflow_datasets has no {split} (data set and split, such as voc/2007/train): "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+        features = builder.info.features
+        objects = getattr(features["objects"], "feature", ()) if "objects" in features else ()
+        if "image" not in features or not {"bbox", "label"} <= set(objects):
+            raise DataError(f"{name} is no data set for detection; its features are {', '.join(features)}.")
+        if builder.info.file_format.value != "tfrecord":
+            raise DataError(f"{name} is stored as {builder.info.file_format.value}; prepare it as tfrecord.")
+        classes = check_listed(classes, objects["label"].names, name)
+        files += [(instruction, features) for instruction in instructions]
+
+    skip = tfds.decode.SkipDecoding()
+    read = read_all(files, lambda file: _read_file(*file, skip), f"Reading {', '.join(splits)}", unit="file")
+    return collect([reading for file in read for reading in file], classes, [], f"{', '.join(splits)} of {root}")
+
+
+def _read_file(instruction: Any, features: Any, skip: Any) -> list[Reading]:
+    """What `instruction` names of a file: `take` records after `skip` others."""
+    end = None if instruction.take == -1 else instruction.skip + instruction.take
+    path, readings = str(instruction.filename), []
+    for index, (start, record) in enumerate(iterate_records(path)):
+        if index == end:
+            break
+        if index >= instruction.skip:
+            values = features.deserialize_example(tf.constant(record), decoders={"image": skip})
+            readings.append(_read(path, start, record, values, features["objects"].feature["label"].names))
+    return readings
+
+
+def _read(path: str, start: int, record: bytes, values: dict[str, Any], names: Sequence[str]) -> Reading:
+    reading = Reading(path)
+    encoded = values["image"].numpy()
+    image_id = values["image/filename"].numpy().decode() if "image/filename" in values else str(start)
+    where = f"{path}, image {image_id}"
+    size = image_size(encoded, where, reading.defects)
+    if size is None:
+        return reading
+    objects = {key: value.numpy() for key, value in values["objects"].items()}
+    annotated = []
+    for index, (ymin, xmin, ymax, xmax) in enumerate(objects["bbox"].tolist()):
+        flags = {
+            flag: bool(objects[key][index])
+            for flag, key in (("difficult", "is_difficult"), ("crowd", "is_crowd"))
+            if key in objects
+        }
+        name = names[objects["label"][index]]
+        annotated.append(AnnotatedObject(where, name, (xmin, ymin, xmax, ymax), **flags))
+    add_example(reading, image_id, path, size, annotated, locate(encoded, record, start), relative=True)
+    return reading

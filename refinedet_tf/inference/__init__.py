@@ -1,0 +1,1 @@
+"""Running a model, in whatever form it was saved or exported."""

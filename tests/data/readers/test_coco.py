@@ -1,0 +1,186 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from refinedet_tf.data.readers.coco import read_coco
+from refinedet_tf.errors import DataError
+from refinedet_tf.evaluation.coco import coco_average_precision
+from refinedet_tf.evaluation.evaluator import examples_to_truths
+from refinedet_tf.evaluation.voc import ImageDetections, voc_average_precision
+from tests.conftest import PROJECT
+
+SHARED = PROJECT.parent / "shared/data/coco128"
+
+
+class CocoFolder:
+    """A data set that a test fills; category ids have gaps and are out of order."""
+
+    def __init__(self, root, split="train"):
+        self.root, self.split = root, split
+        self.content = {
+            "categories": [{"id": 9, "name": "dog"}, {"id": 3, "name": "cat"}, {"id": 20, "name": "bird"}],
+            "images": [],
+            "annotations": [],
+        }
+        (root / "annotations").mkdir(parents=True, exist_ok=True)
+        (root / split).mkdir()
+
+    def add(self, image_id, objects=(), size=(50, 40), **stated):
+        """Writes an image of noise; `objects` are (category id, [x, y, width, height], further keys)."""
+        pixels = np.random.default_rng(image_id).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        path = self.root / self.split / f"{image_id:03}.jpg"
+        Image.fromarray(pixels).save(path)
+        image = {"id": image_id, "file_name": path.name, "width": size[0], "height": size[1], **stated}
+        self.content["images"].append(image)
+        for category_id, bbox, *more in objects:
+            self.annotate(image_id=image_id, category_id=category_id, bbox=bbox, **(more[0] if more else {}))
+        return path
+
+    def annotate(self, **annotation):
+        annotations = self.content["annotations"]
+        annotations.append({"id": len(annotations) + 1, "iscrowd": 0, **annotation})
+
+    def read(self, classes, splits=None):
+        path = self.root / "annotations" / f"instances_{self.split}.json"
+        path.write_text(json.dumps(self.content))
+        return read_coco(self.root, splits or [self.split], classes)
+
+
+@pytest.fixture
+def coco_folder(tmp_path):
+    return CocoFolder(tmp_path / "coco")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="no shared data")
+def test_coco128_is_read_without_loss():
+    found = read_coco(SHARED, ["train2017"], None)
+    content = json.loads((SHARED / "annotations/instances_train2017.json").read_text())
+    assert len(found) == len(content["images"]) == 128
+    assert len(found.classes) == 80 and (found.classes[0], found.classes[-1]) == ("person", "toothbrush")
+    assert sum(len(example.boxes) for example in found.examples) == len(content["annotations"]) == 939
+    assert sum(example.crowd.sum() for example in found.examples) == 10
+    assert sum(len(example.boxes) == 0 for example in found.examples) == 2
+    assert not found.defects
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    expected = sorted((str(row["image_id"]), names[row["category_id"]]) for row in content["annotations"])
+    read = [(example.image_id, found.classes[index]) for example in found.examples for index in example.classes]
+    assert sorted(read) == expected
+
+
+def test_boxes_are_corners_relative_to_the_image_and_names_decide_the_class(coco_folder):
+    coco_folder.add(7, [(9, [5, 4, 20, 10]), (3, [0, 0, 50, 40], {"iscrowd": 1})])
+    coco_folder.add(8)
+    found = coco_folder.read(["cat", "dog", "bird"])
+    first, empty = found.examples
+    np.testing.assert_array_equal(first.boxes, np.float32([[0.1, 0.1, 0.5, 0.35], [0, 0, 1, 1]]))
+    assert (first.image_id, first.height, first.width) == ("7", 40, 50)
+    assert first.classes.tolist() == [1, 0]
+    assert first.crowd.tolist() == [False, True] and first.difficult.tolist() == [False, False]
+    assert empty.boxes.shape == (0, 4) and not found.defects
+
+
+def test_without_given_classes_categories_count_by_ascending_id(coco_folder):
+    coco_folder.add(1, [(20, [1, 1, 5, 5]), (3, [1, 1, 5, 5])])
+    found = coco_folder.read(None)
+    assert found.classes == ["cat", "dog", "bird"]
+    assert found.examples[0].classes.tolist() == [2, 0]
+
+
+def test_classes_that_are_no_categories_are_answered_with_both_lists(coco_folder):
+    coco_folder.add(1, [(9, [1, 1, 5, 5])])
+    with pytest.raises(
+        DataError,
+        match=r"instances_train\.json has no class hund\. model\.classes has: cat, hund\. "
+        r"The file has: cat, dog, bird",
+    ):
+        coco_folder.read(["cat", "hund"])
+    with pytest.raises(DataError, match=r"'dog' \(1 objects, first in .*Listed are: cat, bird"):
+        coco_folder.read(["cat", "bird"])
+    assert coco_folder.read(["dog"]).classes == ["dog"]  # the others have no objects
+
+
+def test_every_defect_is_named_and_the_rest_survives(coco_folder):
+    coco_folder.add(
+        1,
+        [
+            (3, [10, 10, 10, 10]),
+            (3, [10, 10, 0, 10]),
+            (3, [10, 10, -5, 10]),
+            (3, [10, 10, "x", 10]),
+            (3, []),
+            (3, [60, 10, 10, 10]),
+            (3, [-10, 10, 35, 10]),
+            (4, [10, 10, 10, 10]),
+        ],
+    )
+    coco_folder.annotate(image_id=1, category_id=3)  # no box
+    coco_folder.annotate(image_id=99, category_id=3, bbox=[1, 1, 5, 5])
+    coco_folder.add(2, [(3, [10, 10, 10, 10])], width=100, height=80)
+    coco_folder.add(3).unlink()
+    cut = coco_folder.add(4)
+    cut.write_bytes(cut.read_bytes()[:-100])
+    coco_folder.content["images"].append(dict(coco_folder.content["images"][0]))
+
+    found = coco_folder.read(["cat"])
+
+    assert [example.image_id for example in found.examples] == ["1", "2"]
+    np.testing.assert_array_equal(found.examples[0].boxes, np.float32([[0.2, 0.25, 0.4, 0.5], [0, 0.25, 0.5, 0.5]]))
+    np.testing.assert_array_equal(found.examples[1].boxes, np.float32([[0.2, 0.25, 0.4, 0.5]]))
+    assert [defect.what.split(":")[0] for defect in found.defects] == [
+        "image ids given again, the last entry was used",
+        "unknown category id, object dropped",
+        "annotation of no image, dropped",
+        "box without area, dropped",
+        "inverted box, dropped",
+        "unreadable box, dropped",
+        "unreadable box, dropped",
+        "box outside the image, dropped",
+        "box partly outside the image, clipped",
+        "unreadable box, dropped",
+        "wrong size, the image's own was used",
+        "missing image, skipped",
+        "unreadable image, skipped",
+    ]
+    assert "annotation 2 of 001.jpg: cat (10, 10, 10, 20)" in found.defects[3].where
+
+
+def test_several_splits_are_read_as_one_set(coco_folder):
+    coco_folder.add(1, [(3, [1, 1, 5, 5])])
+    coco_folder.read(["cat"])
+    other = CocoFolder(coco_folder.root, "val")
+    other.add(2, [(9, [1, 1, 5, 5])])
+    found = other.read(None, ["train", "val"])
+    assert [example.classes.tolist() for example in found.examples] == [[0], [1]]
+    assert Path(found.examples[1].image_path).parent.name == "val"
+
+
+@pytest.mark.parametrize("text", ["no json", "[]", '{"images": []}', '{"categories": [1]}'])
+def test_what_is_no_instances_file_is_named(coco_folder, text):
+    (coco_folder.root / "annotations/instances_train.json").write_text(text)
+    with pytest.raises(DataError, match=r"instances_train\.json is no instances JSON of COCO"):
+        read_coco(coco_folder.root, ["train"], None)
+
+
+def test_missing_files_and_folders_are_answered_with_what_there_is(coco_folder):
+    coco_folder.add(1)
+    coco_folder.read(None)
+    with pytest.raises(DataError, match=r"no .*instances_val\.json; splits in that folder: train"):
+        read_coco(coco_folder.root, ["val"], None)
+    (coco_folder.root / "train").rename(coco_folder.root / "pictures")
+    with pytest.raises(DataError, match=r"must be in .*train or .*images/train"):
+        read_coco(coco_folder.root, ["train"], None)
+
+
+def test_crowds_are_ignored_in_evaluation(coco_folder):
+    coco_folder.add(1, [(3, [0, 0, 10, 10]), (3, [20, 0, 30, 40], {"iscrowd": 1})])
+    found = coco_folder.read(["cat"])
+    # The object, a box inside the crowd, and the crowd itself, the latter two with better scores.
+    boxes = np.array([[0, 0, 10, 10], [25, 5, 35, 15], [20, 0, 50, 40]], float)
+    detections = [ImageDetections(boxes, np.array([0.5, 0.8, 0.9]), np.zeros(3, int))]
+    truths = examples_to_truths(found.examples)
+    assert coco_average_precision(detections, truths, ["cat"])["AP"] == pytest.approx(1.0)
+    whole = [ImageDetections(boxes[::2], np.array([0.5, 0.9]), np.zeros(2, int))]
+    assert voc_average_precision(whole, truths, ["cat"]).mean_ap_area == pytest.approx(1.0)
