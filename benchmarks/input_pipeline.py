@@ -21,6 +21,7 @@ from refinedet_tf.config import DATA_FORMATS, AugmentationConfig
 from refinedet_tf.data.pipeline import evaluation_pipeline, image_pipeline, training_pipeline
 from refinedet_tf.data.readers import read_data
 from refinedet_tf.data.readers.tfrecords import read_tfrecords, write_tfrecords
+from refinedet_tf.ops.resizing import Resizing
 
 FLAGS = flags.FLAGS
 BATCH = 32
@@ -55,8 +56,11 @@ def chains(examples):
     full = AugmentationConfig()
     result = {"decode": (image_pipeline(examples), 1)}
     for size in (320, 512):
-        result[f"decode + resize {size}"] = evaluation_pipeline(examples, (size, size), BATCH), BATCH
-        result[f"full augmentation {size}"] = training_pipeline(examples, (size, size), BATCH, full, 100, 0), BATCH
+        result[f"decode + resize {size}"] = evaluation_pipeline(examples, Resizing(size, size), BATCH), BATCH
+        result[f"full augmentation {size}"] = (
+            training_pipeline(examples, Resizing(size, size), BATCH, full, 100, 0),
+            BATCH,
+        )
     return result
 
 
@@ -82,7 +86,7 @@ def measure(pipelines):
 
 def memory(examples, images):
     """Resident memory every 2000 images of the full chain at 320; epochs follow each other as in a training."""
-    dataset = training_pipeline(examples, (320, 320), BATCH, AugmentationConfig(), 100, 0)
+    dataset = training_pipeline(examples, Resizing(320, 320), BATCH, AugmentationConfig(), 100, 0)
     seen, shown = 0, 0
     while seen < images:
         for _ in dataset:

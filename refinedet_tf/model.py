@@ -16,6 +16,7 @@ from refinedet_tf.layers import ZeroOffsets, head_block, join_levels, prediction
 from refinedet_tf.losses import COUNT_NAMES, LOSS_NAMES, RefineDetLoss
 from refinedet_tf.ops.anchors import generate_anchors
 from refinedet_tf.ops.detections import decode_predictions, suppress
+from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.serving import export_saved_model
 
 LEVELS = (3, 4, 5, 6)
@@ -33,6 +34,7 @@ class RefineDet(keras.Model):
     Attributes:
         config: the `ModelConfig` it was built from.
         anchors: float32 `[n, 4]`, relative corners.
+        resizing: the input size, and how images are brought to it.
         loss_function: the `RefineDetLoss` it trains with.
     """
 
@@ -51,6 +53,7 @@ class RefineDet(keras.Model):
         super().__init__(inputs=inputs, outputs=_build_graph(inputs, config), **{"name": "refinedet", **kwargs})
         self.config = dataclasses.replace(config, backbone=without_download(config.backbone))
         self.anchors = tf.constant(generate_anchors(config.input_size, config.anchor_sizes))
+        self.resizing = Resizing(*config.input_size, config.resize)
         self.loss_function = RefineDetLoss.from_config(config)
         self._trackers = [keras.metrics.Mean(name=name) for name in ("loss", *LOSS_NAMES, *COUNT_NAMES)]
 

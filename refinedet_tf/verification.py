@@ -24,7 +24,6 @@ from refinedet_tf.inference.numpy_decoder import decode_detections
 from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.model import RefineDet
 from refinedet_tf.ops.boxes import pairwise_iou
-from refinedet_tf.ops.images import boxes_to_image, resize
 
 SCORE_THRESHOLD = 0.05
 SCORE_TOLERANCE = 1e-4
@@ -279,12 +278,11 @@ def _average_precision(detector: Detector, examples: Sequence[Example]) -> float
 
 def _rounding_detector(model: RefineDet) -> Detector:
     """`Detector.from_model`, but the pixels of the model's input are rounded."""
-    size, mode = model.config.input_size, model.config.resize
 
     @tf.function(reduce_retracing=True)
     def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        found = model.detect(tf.round(resize(images, size, mode)))
-        return {**found, "boxes": boxes_to_image(found["boxes"], tf.shape(images)[1:3], size, mode)}
+        found = model.detect(tf.round(model.resizing.resize(images)))
+        return {**found, "boxes": model.resizing.boxes_to_image(found["boxes"], tf.shape(images)[1:3])}
 
     return Detector(run, list(model.config.classes))
 

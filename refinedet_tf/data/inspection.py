@@ -17,7 +17,7 @@ from refinedet_tf.config import Config
 from refinedet_tf.data.examples import Defect, Example, ExampleSet
 from refinedet_tf.ops.anchors import generate_anchors
 from refinedet_tf.ops.boxes import pairwise_iou
-from refinedet_tf.ops.images import boxes_to_input
+from refinedet_tf.ops.resizing import Resizing
 
 COVERAGE_IOU = 0.5
 SIZE_BOUNDS = (16, 32, 64, 128, 256)  # sides of boxes in pixels of the network's input
@@ -132,11 +132,10 @@ def _describe(example_set: ExampleSet, config: Config) -> dict[str, Any]:
 def _coverage_by_size(examples: Sequence[Example], config: Config) -> list[dict[str, Any]]:
     """For each range of sizes, how many boxes (without crowds) there are and how many are reached."""
     height, width = config.model.input_size
+    resizing = Resizing(height, width, config.model.resize)
     boxes = np.concatenate(
         [
-            boxes_to_input(
-                example.boxes[~example.crowd], (example.height, example.width), (height, width), config.model.resize
-            )
+            resizing.boxes_to_input(example.boxes[~example.crowd], (example.height, example.width))
             for example in examples
         ]
     )

@@ -11,18 +11,18 @@ from refinedet_tf.data.augmentation.kerascv import build_layers
 from refinedet_tf.data.examples import Example
 from refinedet_tf.errors import DataError
 from refinedet_tf.ops import images as image_ops
+from refinedet_tf.ops.resizing import Resizing
 
 
 def training_pipeline(
     examples: Sequence[Example],
-    input_size: Sequence[int],
+    resizing: Resizing,
     batch_size: int,
     augmentation: AugmentationConfig,
     max_boxes: int,
     seed: int,
     cache: bool = False,
     *,
-    resize: str = "warp",
     drop_remainder: bool = True,
     deterministic: bool = True,
     shard: tuple[int, int] = (0, 1),
@@ -37,14 +37,13 @@ def training_pipeline(
 
     Args:
         examples: at least `batch_size` of them for each worker.
-        input_size: height and width of the images in pixels.
+        resizing: the size of the images, and how they are brought to it.
         batch_size: images of a batch.
         augmentation: what is done to images and boxes. Layers of KerasCV among it are random in their own way, which
             cannot be taken up again.
         max_boxes: the first so many boxes of an example are used; `count_dropped_boxes` counts the others.
         seed: of order and augmentation.
         cache: read all image files at once and keep them in memory, for disks that are slow.
-        resize: `warp` or `letterbox`, as in the model's configuration.
         drop_remainder: leave out the images that do not fill a batch at the end of an epoch; otherwise the last batch
             is smaller.
         deterministic: batches come in the order of the epoch; otherwise as soon as they are ready, with the same
@@ -89,16 +88,14 @@ def training_pipeline(
         example, place = example_and_place
         seed = tf.random.experimental.stateless_fold_in(epoch_seed, place)
         image, objects = image_of(example), slice(starts[example], starts[example + 1])
-        image, boxes, classes = augment(
-            image, all_boxes[objects], all_classes[objects], augmentation, input_size, seed, resize
-        )
+        image, boxes, classes = augment(image, all_boxes[objects], all_classes[objects], augmentation, resizing, seed)
         # Crowds have taken part in the choice of the crop, as in the original; now they go.
         real = tf.where(classes >= 0)[:, 0]
         boxes, classes = tf.gather(boxes, real), tf.gather(classes, real)
         missing = max_boxes - tf.shape(classes)[0]
         boxes = tf.pad(boxes, [[0, missing], [0, 0]], constant_values=-1.0)
         classes = tf.pad(classes, [[0, missing]], constant_values=-1)
-        image = tf.ensure_shape(image, [*input_size, 3])
+        image = tf.ensure_shape(image, [*resizing.size, 3])
         return image, {
             "boxes": tf.ensure_shape(boxes, [max_boxes, 4]),
             "classes": tf.ensure_shape(classes, [max_boxes]),
@@ -108,7 +105,7 @@ def training_pipeline(
     dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
     if augmentation.keras_cv:
-        layers = build_layers(augmentation.keras_cv, input_size, seed)
+        layers = build_layers(augmentation.keras_cv, resizing.size, seed)
         dataset = dataset.map(layers, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(_options(deterministic))
 
@@ -119,25 +116,20 @@ def epoch_variable(number: int) -> tf.Variable:
         return tf.Variable(number, trainable=False, dtype=tf.int64)
 
 
-def evaluation_pipeline(
-    examples: Sequence[Example], input_size: Sequence[int], batch_size: int, resize: str = "warp"
-) -> tf.data.Dataset:
+def evaluation_pipeline(examples: Sequence[Example], resizing: Resizing, batch_size: int) -> tf.data.Dataset:
     """Batches of images in the order of the examples, resized as everywhere outside training.
 
     Args:
         examples: what to read.
-        input_size: height and width of the images in pixels.
+        resizing: the size of the images, and how they are brought to it.
         batch_size: images of a batch; the last one has what is left.
-        resize: `warp` or `letterbox`, as in the model's configuration.
 
     Returns:
         Images, float32 `[b, height, width, 3]`, RGB, 0..255.
     """
     image_of = _image_decoder(examples)
     dataset = tf.data.Dataset.range(len(examples))
-    dataset = dataset.map(
-        lambda index: image_ops.resize(image_of(index), input_size, resize), num_parallel_calls=tf.data.AUTOTUNE
-    )
+    dataset = dataset.map(lambda index: resizing.resize(image_of(index)), num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.batch(batch_size).prefetch(tf.data.AUTOTUNE).with_options(_options())
 
 

@@ -11,7 +11,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from refinedet_tf.errors import DataError, WeightFileError
 from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.model import RefineDet
-from refinedet_tf.ops.images import boxes_to_image, resize
 from refinedet_tf.serving import read_labels
 from refinedet_tf.weights import load_model
 
@@ -63,9 +62,8 @@ class Detector:
 
         @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
         def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            size, mode = model.config.input_size, model.config.resize
-            found = model.detect(resize(images, size, mode))
-            return {**found, "boxes": boxes_to_image(found["boxes"], tf.shape(images)[1:3], size, mode)}
+            found = model.detect(model.resizing.resize(images))
+            return {**found, "boxes": model.resizing.boxes_to_image(found["boxes"], tf.shape(images)[1:3])}
 
         return cls(run, list(model.config.classes))
 

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from refinedet_tf.inference.numpy_decoder import decode_detections
-from refinedet_tf.ops.images import boxes_to_image
+from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.serving.metadata import read_metadata
 from refinedet_tf.serving.tflite import MAX_THREADS, prepare_image
 
@@ -38,8 +38,9 @@ class TFLiteModel:
         """
         self.metadata = read_metadata(path)
         self.max_detections = self.metadata.settings["max_detections"]
-        self._input = self.metadata.settings["input"]
-        self._size = (self._input["height"], self._input["width"])
+        form = self.metadata.settings["input"]
+        self._resizing = Resizing(form["height"], form["width"], form["resize"])
+        self._dtype = tf.as_dtype(form["type"])
         num_threads = num_threads or min(os.cpu_count(), MAX_THREADS)
         self._interpreter = interpreter(model_path=os.fspath(path), num_threads=num_threads)
         self._run = self._interpreter.get_signature_runner("serving_default")
@@ -50,7 +51,7 @@ class TFLiteModel:
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """An image `[h, w, 3]` of any size, RGB, 0..255, as an input."""
-        return prepare_image(image, self._size, self._input["resize"], tf.as_dtype(self._input["type"]))[np.newaxis]
+        return prepare_image(image, self._resizing, self._dtype)[np.newaxis]
 
     def detect(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """Detections in one image `[h, w, 3]` of any size, in the form that `RefineDet.detect` gives, without padding.
@@ -69,5 +70,5 @@ class TFLiteModel:
                 "scores": outputs["detection_scores"][0, :count],
                 "classes": outputs["detection_classes"][0, :count].astype(np.int32),
             }
-        boxes = boxes_to_image(found["boxes"], image.shape[:2], self._size, self._input["resize"])
+        boxes = self._resizing.boxes_to_image(found["boxes"], image.shape[:2])
         return {**found, "boxes": np.asarray(boxes)}

@@ -6,14 +6,15 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import tensorflow as tf
 from tensorflow import keras
 
-from refinedet_tf.config import ModelConfig, as_dict
+from refinedet_tf.config import as_dict
 from refinedet_tf.ops.detections import decode_predictions, suppress
-from refinedet_tf.ops.images import boxes_to_image, decode, resize
+from refinedet_tf.ops.images import decode
+from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.serving.frozen import frozen_network
 from refinedet_tf.serving.labels import LABELS, label_table, write_labels
 from refinedet_tf.serving.metadata import SETTINGS
@@ -64,7 +65,7 @@ def export_saved_model(model: keras.Model, path: str, weights: str = "variables"
         table = label_table(labels)
         archive.track(table)
         archive.label_table = table  # Keras 2 saves attributes; what it is told to track, only if it is a layer
-        for name, (serve, inputs) in signatures(network, model.anchors, model.config, table.lookup).items():
+        for name, (serve, inputs) in signatures(network, model, table.lookup).items():
             archive.add_endpoint(name, serve, input_signature=inputs)
         with contextlib.redirect_stdout(io.StringIO()):  # Keras prints every captured variable
             archive.write_out(path)
@@ -82,26 +83,25 @@ def write_settings(path: str, settings: dict) -> None:
 
 def signatures(
     network: Callable[[tf.Tensor], dict[str, tf.Tensor]],
-    anchors: tf.Tensor,
-    config: ModelConfig,
+    model: keras.Model,
     class_names: Callable[[tf.Tensor], tf.Tensor],
 ) -> dict[str, tuple[Callable, list[tf.TensorSpec]]]:
     """The functions of an exported model and their inputs, by name; see `export_saved_model`.
 
     Args:
         network: from float32 `[b, *input_size, 3]`, RGB, 0..255, to raw predictions.
-        anchors: float32 `[n, 4]`.
-        config: of the model.
+        model: the `RefineDet` whose anchors, input size and detection settings apply.
         class_names: from int64 indices of any shape to names, empty for the padding's -1.
     """
-    settings, size, mode = as_dict(config.detection), config.input_size, config.resize
+    anchors, resizing, config = model.anchors, model.resizing, model.config
+    settings = as_dict(config.detection)
 
     def predict(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return network(resize(images, size, mode))
+        return network(resizing.resize(images))
 
     def anchors_in(image_size: tf.Tensor) -> tf.Tensor:
         # Decoding is relative to anchors: from those of the image as it was sent come boxes in it.
-        return boxes_to_image(anchors, image_size, size, mode)
+        return resizing.boxes_to_image(anchors, image_size)
 
     def boxes_and_scores(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return decode_predictions(predict(images), anchors_in(tf.shape(images)[1:3]), config.objectness_threshold)
@@ -110,7 +110,7 @@ def signatures(
         return serving_outputs(suppress(*boxes_and_scores(images), **settings))
 
     def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        images, image_sizes, is_valid = decode_batch(image_bytes, size, mode)
+        images, image_sizes, is_valid = decode_batch(image_bytes, resizing)
         boxes, scores = decode_predictions(network(images), anchors_in(image_sizes), config.objectness_threshold)
         scores = tf.where(is_valid[:, tf.newaxis, tf.newaxis], scores, 0.0)
         detections = suppress(boxes, scores, **settings)
@@ -146,13 +146,12 @@ def signatures(
     }
 
 
-def decode_batch(contents: tf.Tensor, size: Sequence[int], mode: str) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+def decode_batch(contents: tf.Tensor, resizing: Resizing) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Decodes and resizes image files of any sizes.
 
     Args:
         contents: string `[b]`.
-        size: height and width to make.
-        mode: `warp` or `letterbox`.
+        resizing: the size to make, and how.
 
     Returns:
         float32 `[b, *size, 3]`, RGB, 0..255, black where a file cannot be decoded; int32 `[b, 2]`, height and width of
@@ -162,13 +161,13 @@ def decode_batch(contents: tf.Tensor, size: Sequence[int], mode: str) -> tuple[t
 
     def prepare(index: tf.Tensor, content: tf.Tensor) -> tuple[tf.Tensor, ...]:
         image = decode(content)
-        return index, resize(image, size, mode), tf.shape(image)[:2]
+        return index, resizing.resize(image), tf.shape(image)[:2]
 
     # A data set is the one place in a graph where an error can be caught: what cannot be decoded falls out of it. The
     # blank image behind all others takes the place of these.
     files = tf.data.Dataset.from_tensor_slices((tf.range(count), contents))
     readable = files.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
-    blank = tf.data.Dataset.from_tensors((count, tf.zeros([*size, 3]), tf.constant(size, tf.int32)))
+    blank = tf.data.Dataset.from_tensors((count, tf.zeros([*resizing.size, 3]), tf.constant(resizing.size, tf.int32)))
     whole = readable.concatenate(blank).batch(tf.cast(count, tf.int64) + 1)
     indices, images, image_sizes = whole.get_single_element()
     last = tf.size(indices) - 1

@@ -17,7 +17,7 @@ from refinedet_tf.config import ModelConfig, as_dict
 from refinedet_tf.errors import ExportError
 from refinedet_tf.ops.boxes import CENTER_VARIANCE, SIZE_VARIANCE
 from refinedet_tf.ops.detections import decode_predictions, keep_top_k, refine_anchors
-from refinedet_tf.ops.images import resize
+from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.serving.frozen import frozen_network
 from refinedet_tf.serving.metadata import Metadata, append_metadata
 from refinedet_tf.serving.tensor_ranges import computed_tensors, layer_of_tensor
@@ -127,14 +127,14 @@ def _convert(
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
     if quantize == "int8":
-        inputs = [prepare_image(image, size, model.config.resize, dtype)[np.newaxis] for image in images]
+        inputs = [prepare_image(image, model.resizing, dtype)[np.newaxis] for image in images]
         return _convert_to_int8(converter, inputs, model, {"preprocessing", *float_layers})
     return converter.convert()
 
 
-def prepare_image(image: np.ndarray, size: tuple[int, int], mode: str, dtype: tf.DType) -> np.ndarray:
+def prepare_image(image: np.ndarray, resizing: Resizing, dtype: tf.DType) -> np.ndarray:
     """An image of any size as a TFLite file takes it: resized, and rounded where the input is uint8."""
-    resized = resize(image, size, mode)
+    resized = resizing.resize(image)
     return tf.cast(tf.round(resized) if dtype == tf.uint8 else resized, dtype).numpy()
 
 

@@ -13,7 +13,7 @@ from refinedet_tf.data.readers import read_data
 from refinedet_tf.evaluation.evaluator import evaluate
 from refinedet_tf.evaluation.voc import VocResult
 from refinedet_tf.model import RefineDet, build_model
-from refinedet_tf.ops.images import boxes_to_image
+from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.training.callbacks import CurrentEpoch, VocEvaluation
 from refinedet_tf.training.optimizers import build_optimizer
 from refinedet_tf.visualization import save_loss_curves
@@ -48,13 +48,12 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
     current_epoch = CurrentEpoch()
     dataset = training_pipeline(
         train_set.examples,
-        tuple(config.model.input_size),
+        Resizing(*config.model.input_size, config.model.resize),
         config.train.batch_size,
         config.data.augmentation,
         config.data.max_boxes,
         config.train.seed,
         cache=config.data.cache,
-        resize=config.model.resize,
         epoch=current_epoch.number,
     )
     with _strategy().scope():
@@ -97,14 +96,14 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
 
 def evaluate_model(model: RefineDet, example_set: ExampleSet, batch_size: int) -> VocResult:
     """VOC average precision of a model on labelled images."""
-    examples, size, mode = example_set.examples, tuple(model.config.input_size), model.config.resize
+    examples = example_set.examples
 
     def predict(images: tf.data.Dataset) -> dict[str, tf.Tensor]:
         found = model.predict(images, verbose=0)
         image_sizes = [(example.height, example.width) for example in examples]
-        return {**found, "boxes": boxes_to_image(found["boxes"], image_sizes, size, mode)}
+        return {**found, "boxes": model.resizing.boxes_to_image(found["boxes"], image_sizes)}
 
-    return evaluate(predict, examples, example_set.classes, evaluation_pipeline(examples, size, batch_size, mode))
+    return evaluate(predict, examples, example_set.classes, evaluation_pipeline(examples, model.resizing, batch_size))
 
 
 def _strategy() -> tf.distribute.Strategy:

@@ -15,6 +15,7 @@ from refinedet_tf.data.readers.tfrecords import read_tfrecords, write_tfrecords
 from refinedet_tf.data.readers.voc import read_voc
 from refinedet_tf.ops import images as image_ops
 from refinedet_tf.ops.anchors import generate_anchors
+from refinedet_tf.ops.resizing import Resizing
 from tests.data.conftest import voc_object
 
 CONFIG = Config(model=ModelConfig(classes=["cat"], input_size=[64, 128]), data=DataConfig(max_boxes=100))
@@ -75,9 +76,9 @@ def test_a_damaged_data_set_is_read_to_the_end_and_each_defect_named(damaged):
     as_rgb = np.asarray(Image.open(examples["cmyk"].image_path).convert("RGB")).astype(int)
     assert np.abs(colours["cmyk"] - as_rgb).mean() < 3
 
-    batches = list(training_pipeline(found.examples, (64, 64), 7, AugmentationConfig(), 100, seed=0))
+    batches = list(training_pipeline(found.examples, Resizing(64, 64), 7, AugmentationConfig(), 100, seed=0))
     assert len(batches) == 1 and np.isfinite(batches[0][0]).all()
-    assert len(list(evaluation_pipeline(found.examples, (64, 64), 1))) == 7
+    assert len(list(evaluation_pipeline(found.examples, Resizing(64, 64), 1))) == 7
     assert count_dropped_boxes(found.examples, 100) == 400
 
 

@@ -17,8 +17,10 @@ from refinedet_tf.data.readers.voc import read_voc
 from refinedet_tf.data.shapes import SHAPES, draw_shapes
 from refinedet_tf.errors import DataError
 from refinedet_tf.ops import images as image_ops
+from refinedet_tf.ops.resizing import Resizing
 
 SIZE = (64, 96)
+RESIZING = Resizing(*SIZE)
 PLAIN = AugmentationConfig(
     photometric=False, expand_max_ratio=1, random_crop=False, flip=False, random_interpolation=False
 )
@@ -43,11 +45,11 @@ def epochs(dataset, count):
 
 
 def loaded(example):
-    return image_ops.resize(image_ops.decode(tf.io.read_file(example.image_path)), SIZE).numpy()
+    return RESIZING.resize(image_ops.decode(tf.io.read_file(example.image_path))).numpy()
 
 
 def test_an_epoch_has_every_example_once_with_its_own_boxes(drawn):
-    dataset = training_pipeline(drawn, SIZE, 4, PLAIN, max_boxes=6, seed=0)
+    dataset = training_pipeline(drawn, RESIZING, 4, PLAIN, max_boxes=6, seed=0)
     images, boxes, classes = epochs(dataset, 1)[0]
     seen = []
     for example in drawn:
@@ -62,7 +64,7 @@ def test_an_epoch_has_every_example_once_with_its_own_boxes(drawn):
 
 
 def test_batches_are_full_and_their_number_and_shapes_are_known(drawn):
-    dataset = training_pipeline(drawn, SIZE, 5, AugmentationConfig(), max_boxes=7, seed=0)
+    dataset = training_pipeline(drawn, RESIZING, 5, AugmentationConfig(), max_boxes=7, seed=0)
     assert len(dataset) == 2 == len(list(dataset))
     images, targets = dataset.element_spec
     assert (images.shape[1:], images.dtype) == ((*SIZE, 3), tf.float32)
@@ -74,7 +76,7 @@ def test_batches_are_full_and_their_number_and_shapes_are_known(drawn):
 @pytest.mark.parametrize("cache", [False, True])
 def test_the_seed_decides_all_epochs_and_these_differ(drawn, cache):
     def run(seed):
-        return epochs(training_pipeline(drawn, SIZE, 4, AugmentationConfig(), 6, seed, cache), 2)
+        return epochs(training_pipeline(drawn, RESIZING, 4, AugmentationConfig(), 6, seed, cache), 2)
 
     first, again, other = run(1), run(1), run(2)
     for epoch, same in zip(first, again, strict=True):
@@ -90,7 +92,7 @@ def test_each_epoch_has_another_order_and_other_augmentations(drawn):
         plain = np.stack([loaded(example) for example in drawn])
         mirrored = plain[:, :, ::-1]
         found = []
-        for images, _, _ in epochs(training_pipeline(drawn, SIZE, 4, config, 6, seed=3), 2):
+        for images, _, _ in epochs(training_pipeline(drawn, RESIZING, 4, config, 6, seed=3), 2):
             straight = np.abs(images[:, None] - plain).max(axis=(2, 3, 4))
             turned = np.abs(images[:, None] - mirrored).max(axis=(2, 3, 4))
             index = np.minimum(straight, turned).argmin(axis=1)
@@ -107,7 +109,7 @@ def test_each_epoch_has_another_order_and_other_augmentations(drawn):
 
 def test_a_cache_needs_no_file_again_and_gives_the_same_images(drawn, tmp_path):
     copies = [dataclasses.replace(example, image_path=shutil.copy(example.image_path, tmp_path)) for example in drawn]
-    dataset = training_pipeline(copies, SIZE, 12, PLAIN, 6, seed=0, cache=True)
+    dataset = training_pipeline(copies, RESIZING, 12, PLAIN, 6, seed=0, cache=True)
     shutil.rmtree(tmp_path)
     expected = sorted(loaded(example).sum() for example in drawn)
     for images, _, _ in epochs(dataset, 2):
@@ -115,7 +117,7 @@ def test_a_cache_needs_no_file_again_and_gives_the_same_images(drawn, tmp_path):
 
 
 def test_boxes_beyond_the_maximum_are_dropped_and_counted(drawn):
-    _, boxes, classes = epochs(training_pipeline(drawn, SIZE, 12, PLAIN, max_boxes=2, seed=0), 1)[0]
+    _, boxes, classes = epochs(training_pipeline(drawn, RESIZING, 12, PLAIN, max_boxes=2, seed=0), 1)[0]
     kept = int((classes >= 0).sum())
     assert boxes.shape == (12, 2, 4)
     assert count_dropped_boxes(drawn, 2) == sum(len(example.classes) for example in drawn) - kept > 0
@@ -123,7 +125,7 @@ def test_boxes_beyond_the_maximum_are_dropped_and_counted(drawn):
 
 
 def test_boxes_after_augmentation_lie_in_the_image_and_padding_comes_last(drawn):
-    for _, boxes, classes in epochs(training_pipeline(drawn, SIZE, 4, AugmentationConfig(), 6, seed=4), 4):
+    for _, boxes, classes in epochs(training_pipeline(drawn, RESIZING, 4, AugmentationConfig(), 6, seed=4), 4):
         real = classes >= 0
         assert (np.diff(real.astype(int), axis=1) <= 0).all()
         assert (boxes[~real] == -1).all()
@@ -133,13 +135,13 @@ def test_boxes_after_augmentation_lie_in_the_image_and_padding_comes_last(drawn)
 
 def test_too_few_images_for_a_batch_are_an_error(drawn):
     with pytest.raises(DataError, match=r"12 training images do not fill one batch of 16; lower train\.batch_size"):
-        training_pipeline(drawn, SIZE, 16, PLAIN, 6, seed=0)
+        training_pipeline(drawn, RESIZING, 16, PLAIN, 6, seed=0)
 
 
 @pytest.mark.parametrize("cache", [False, True])
 def test_a_run_taken_up_again_sees_what_one_without_interruption_sees(drawn, cache):
     def pipeline(**resume):
-        return training_pipeline(drawn, SIZE, 4, AugmentationConfig(), 6, 1, cache, **resume)
+        return training_pipeline(drawn, RESIZING, 4, AugmentationConfig(), 6, 1, cache, **resume)
 
     whole = epochs(pipeline(), 3)
     number = epoch_variable(1)
@@ -151,8 +153,8 @@ def test_a_run_taken_up_again_sees_what_one_without_interruption_sees(drawn, cac
 
 
 def test_workers_share_the_epoch_of_a_single_one_among_them(drawn):
-    whole = epochs(training_pipeline(drawn, SIZE, 6, AugmentationConfig(), 6, 1), 2)
-    shares = [training_pipeline(drawn, SIZE, 3, AugmentationConfig(), 6, 1, shard=(index, 2)) for index in range(2)]
+    whole = epochs(training_pipeline(drawn, RESIZING, 6, AugmentationConfig(), 6, 1), 2)
+    shares = [training_pipeline(drawn, RESIZING, 3, AugmentationConfig(), 6, 1, shard=(index, 2)) for index in range(2)]
     assert [len(share) for share in shares] == [2, 2]
     for epoch, first, second in zip(whole, *(epochs(share, 2) for share in shares), strict=True):
         for part, *halves in zip(epoch, first, second, strict=True):
@@ -161,23 +163,23 @@ def test_workers_share_the_epoch_of_a_single_one_among_them(drawn):
 
 
 def test_all_workers_have_as_many_batches(drawn):
-    shares = [training_pipeline(drawn, SIZE, 1, PLAIN, 6, 0, shard=(index, 5)) for index in range(5)]
+    shares = [training_pipeline(drawn, RESIZING, 1, PLAIN, 6, 0, shard=(index, 5)) for index in range(5)]
     assert {len(share) for share in shares} == {12 // 5}
     assert {len(list(share)) for share in shares[::4]} == {12 // 5}
 
 
 def test_the_remainder_may_be_kept(drawn):
-    dataset = training_pipeline(drawn, SIZE, 5, PLAIN, 6, 0, drop_remainder=False)
+    dataset = training_pipeline(drawn, RESIZING, 5, PLAIN, 6, 0, drop_remainder=False)
     assert len(dataset) == 3
     images, _, _ = epochs(dataset, 1)[0]
     expected = sorted(loaded(example).sum() for example in drawn)
     np.testing.assert_allclose(sorted(images.sum(axis=(1, 2, 3))), expected, rtol=1e-5)
-    assert len(list(training_pipeline(drawn, SIZE, 16, PLAIN, 6, 0, drop_remainder=False))) == 1
+    assert len(list(training_pipeline(drawn, RESIZING, 16, PLAIN, 6, 0, drop_remainder=False))) == 1
 
 
 def test_without_a_fixed_order_each_image_is_augmented_all_the_same(drawn):
     def sums(**order):
-        images, _, _ = epochs(training_pipeline(drawn, SIZE, 4, AugmentationConfig(), 6, 1, **order), 1)[0]
+        images, _, _ = epochs(training_pipeline(drawn, RESIZING, 4, AugmentationConfig(), 6, 1, **order), 1)[0]
         return sorted(images.sum(axis=(1, 2, 3)))
 
     assert sums() == sums(deterministic=False)
@@ -191,7 +193,7 @@ def test_crowds_are_not_trained_on_and_do_not_count(drawn):
         classes=np.tile(drawn[0].classes, 2),
         crowd=np.arange(2 * count) < count,
     )
-    _, boxes, classes = epochs(training_pipeline([twice], SIZE, 1, PLAIN, max_boxes=count, seed=0), 1)[0]
+    _, boxes, classes = epochs(training_pipeline([twice], RESIZING, 1, PLAIN, max_boxes=count, seed=0), 1)[0]
     np.testing.assert_array_equal(boxes[0], drawn[0].boxes)
     np.testing.assert_array_equal(classes[0], drawn[0].classes)
     assert count_dropped_boxes([twice], count) == 0 and count_dropped_boxes([twice], count - 1) == 1
@@ -201,7 +203,7 @@ def test_crowds_take_part_in_the_choice_of_the_crop(drawn):
     def crops(crowd):
         example = dataclasses.replace(drawn[0], crowd=np.full(len(drawn[0].classes), crowd))
         config = AugmentationConfig(photometric=False, expand_max_ratio=1, flip=False, random_interpolation=False)
-        return np.stack([epoch[0] for epoch in epochs(training_pipeline([example], SIZE, 1, config, 6, 3), 5)])
+        return np.stack([epoch[0] for epoch in epochs(training_pipeline([example], RESIZING, 1, config, 6, 3), 5)])
 
     np.testing.assert_array_equal(crops(False), crops(True))
 
@@ -211,18 +213,18 @@ def test_an_image_that_vanished_is_named(voc_folder):
     examples = read_voc(voc_folder.root, ["train"], ["cat"]).examples
     path.unlink()
     with pytest.raises(tf.errors.NotFoundError, match=r"a\.jpg"):
-        list(training_pipeline(examples, SIZE, 1, PLAIN, 6, seed=0))
+        list(training_pipeline(examples, RESIZING, 1, PLAIN, 6, seed=0))
 
 
 def test_evaluation_keeps_the_order_and_the_last_incomplete_batch(drawn):
-    batches = list(evaluation_pipeline(drawn, SIZE, 5))
+    batches = list(evaluation_pipeline(drawn, RESIZING, 5))
     assert [len(batch) for batch in batches] == [5, 5, 2]
     np.testing.assert_array_equal(tf.concat(batches, 0), np.stack([loaded(example) for example in drawn]))
 
 
 def test_kerascv_layers_take_the_batches(drawn):
     keras_cv = pytest.importorskip("keras_cv")
-    images, targets = next(iter(training_pipeline(drawn, SIZE, 4, PLAIN, 6, seed=0)))
+    images, targets = next(iter(training_pipeline(drawn, RESIZING, 4, PLAIN, 6, seed=0)))
     flip = keras_cv.layers.RandomFlip("horizontal", rate=1.0, bounding_box_format="rel_xyxy")
     result = flip({"images": images, "bounding_boxes": targets}, training=True)
     boxes, classes = (
@@ -239,8 +241,8 @@ def test_kerascv_layers_take_the_batches(drawn):
 def test_no_iteration_waits_for_the_thread_that_tunes(drawn):
     # It may sleep for a minute before it notices that the iteration is over; see `_options`.
     for dataset in (
-        training_pipeline(drawn, SIZE, 4, PLAIN, 6, 0),
-        evaluation_pipeline(drawn, SIZE, 4),
+        training_pipeline(drawn, RESIZING, 4, PLAIN, 6, 0),
+        evaluation_pipeline(drawn, RESIZING, 4),
         image_pipeline(drawn),
     ):
         assert dataset.options().autotune.enabled is False

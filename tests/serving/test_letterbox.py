@@ -11,6 +11,7 @@ from PIL import Image
 from refinedet_tf.data.examples import Example, ExampleSet
 from refinedet_tf.inference.detector import Detector
 from refinedet_tf.model import RefineDet
+from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.serving.tflite import convert_tflite, prepare_image
 from refinedet_tf.training import trainer
 from refinedet_tf.verification import verify
@@ -140,7 +141,7 @@ def test_validation_while_training_maps_boxes_back(model, photos, expected, tmp_
 
 
 def test_images_for_calibration_are_letterboxed(photos):
-    prepared = prepare_image(photos[1], (HEIGHT, WIDTH), "letterbox", tf.uint8)
+    prepared = prepare_image(photos[1], Resizing(HEIGHT, WIDTH, "letterbox"), tf.uint8)
     assert prepared.dtype == np.uint8
     assert (prepared[:21] == MEAN_COLOUR).all() and (prepared[42:] == MEAN_COLOUR).all()
     np.testing.assert_array_equal(prepared[21:42], np.round(tf.image.resize(photos[1], (21, WIDTH))))

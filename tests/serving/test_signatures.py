@@ -11,7 +11,6 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from refinedet_tf import serving
 from refinedet_tf.ops.detections import decode_predictions, suppress
-from refinedet_tf.ops.images import resize
 from refinedet_tf.serving.labels import write_labels
 from refinedet_tf.serving.signatures import serving_outputs
 
@@ -96,7 +95,7 @@ def assert_same_detections(served, live, rows=slice(None)):
 
 @pytest.mark.parametrize("name", ["small", "large", "own"])
 def test_exported_model_gives_the_detections_of_the_live_one(tiny_model, batches, outputs, name):
-    live = tiny_model.detect(resize(batches[name], (64, 128)))
+    live = tiny_model.detect(tiny_model.resizing.resize(batches[name]))
     assert int(live["num_detections"][0]) > 10
     assert_same_detections(of(outputs, f"serving_default/{name}"), live)
 
@@ -105,7 +104,7 @@ def test_image_files_of_any_size_give_the_detections_of_their_pixels(tiny_model,
     served = of(outputs, "serving_bytes/mixed")
     for row in (0, 2, 6):
         pixels = tf.io.decode_image(files[row], channels=3)
-        live = tiny_model.detect(resize(pixels[tf.newaxis], (64, 128)))
+        live = tiny_model.detect(tiny_model.resizing.resize(pixels[tf.newaxis]))
         assert_same_detections(served, live, slice(row, row + 1))
 
 
@@ -129,7 +128,7 @@ def test_the_bytes_signature_names_classes(outputs):
 
 def test_the_raw_signature_gives_predictions_and_anchors(tiny_model, batches, outputs):
     served = of(outputs, "serving_raw/small")
-    live = tiny_model(resize(batches["small"], (64, 128)), training=False)
+    live = tiny_model(tiny_model.resizing.resize(batches["small"]), training=False)
     assert set(served) == {*live, "anchors"}
     for name, value in live.items():
         np.testing.assert_allclose(served[name], value, atol=1e-5)
@@ -137,7 +136,7 @@ def test_the_raw_signature_gives_predictions_and_anchors(tiny_model, batches, ou
 
 
 def test_the_tunable_signature_obeys_its_settings(tiny_model, batches, outputs):
-    predictions = tiny_model(resize(batches["large"], (64, 128)), training=False)
+    predictions = tiny_model(tiny_model.resizing.resize(batches["large"]), training=False)
     boxes, scores = decode_predictions(predictions, tiny_model.anchors, tiny_model.config.objectness_threshold)
     live = suppress(boxes, scores, pre_suppression_top_k=0, **SETTINGS)
     served = of(outputs, "serving_tunable/large")
@@ -228,7 +227,7 @@ def test_frozen_models_have_no_variables_and_keep_what_their_precision_can(
 ):
     serving.export_saved_model(tiny_model, str(tmp_path / "frozen"), weights)
     loaded = tf.saved_model.load(str(tmp_path / "frozen"))
-    live = tiny_model(resize(batches["small"], (64, 128)), training=False)
+    live = tiny_model(tiny_model.resizing.resize(batches["small"]), training=False)
     served = loaded.signatures["serving_raw"](images=tf.constant(batches["small"]))
     for name, value in live.items():
         # Predictions of the random network are of the order of 1.

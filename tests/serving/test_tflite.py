@@ -55,7 +55,9 @@ def test_a_float_file_detects_what_the_model_detects(cut_model, tflite_files, ph
     # On two threads TFLite's operation loses a class, were it not for the unused ones.
     served = TFLiteModel(tflite_files(*FLOAT), num_threads=num_threads)
     for photo in photos:
-        assert_same(served.detect(photo), live_detections(cut_model, prepare_image(photo, SIZE, "warp", tf.float32)))
+        assert_same(
+            served.detect(photo), live_detections(cut_model, prepare_image(photo, cut_model.resizing, tf.float32))
+        )
     assert served.metadata.classes == ["circle", "square", "star"]
 
 

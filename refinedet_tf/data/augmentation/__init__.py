@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 import tensorflow as tf
 
 from refinedet_tf.config import AugmentationConfig
-from refinedet_tf.ops import images as image_ops
 from refinedet_tf.ops.boxes import pairwise_iou
+from refinedet_tf.ops.resizing import MEAN_COLOR, Resizing, resize_bilinear
 
 CROP_MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # one sampler each; with 0 any crop of an image with objects will do
 CROP_TRIALS = 50
@@ -30,9 +30,8 @@ def augment(
     boxes: tf.Tensor,
     classes: tf.Tensor,
     config: AugmentationConfig,
-    size: Sequence[int],
+    resizing: Resizing,
     seed: tf.Tensor,
-    resize: str = "warp",
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Applies the steps that `config` enables in the paper's order: colours, expand, crop, resize, flip.
 
@@ -41,9 +40,8 @@ def augment(
         boxes: `[m, 4]`.
         classes: `[m]`.
         config: which steps to take.
-        size: height and width of the result in pixels.
+        resizing: the size of the result, and what happens to the crop's aspect ratio.
         seed: integers `[2]`.
-        resize: `warp` or `letterbox`, what becomes of the aspect ratio that the crop has.
 
     Returns:
         The image, float32 `[height, width, 3]`, with the boxes `[k, 4]` and classes `[k]` that are left in it.
@@ -60,13 +58,13 @@ def augment(
     if config.photometric:
         image = photometric_distortion(image, seeds[0])
     window_size = tf.reverse(window[2:] - window[:2], axis=[0])
-    shown = image_ops.shown_size(window_size, size, resize)
+    shown = resizing.shown_size(window_size)
     if config.random_interpolation:
         image = _random_resize(image, visible, window, shown, seeds[3])
     else:
-        image = image_ops.resize(_filled(image, visible, window), shown)
-    image = image_ops.pad(image, size, resize)
-    boxes = image_ops.boxes_to_input(boxes, window_size, size, resize)
+        image = resize_bilinear(_filled(image, visible, window), shown)
+    image = resizing.pad(image)
+    boxes = resizing.boxes_to_input(boxes, window_size)
     if config.flip:
         image, boxes = random_flip(image, boxes, seeds[4])
     return image, boxes, classes
@@ -173,7 +171,7 @@ def _filled(image: tf.Tensor, visible: tf.Tensor, window: tf.Tensor) -> tf.Tenso
     width, height = tf.unstack(window[2:] - window[:2])
 
     def plain(height: tf.Tensor, width: tf.Tensor) -> tf.Tensor:
-        row = tf.tile(tf.constant(image_ops.MEAN_COLOUR, image.dtype), [width])
+        row = tf.tile(tf.constant(MEAN_COLOR, image.dtype), [width])
         return tf.broadcast_to(row, [height, width * 3])
 
     def fill() -> tf.Tensor:

@@ -6,9 +6,10 @@ import tensorflow as tf
 
 from refinedet_tf.config import AugmentationConfig
 from refinedet_tf.data import augmentation
-from refinedet_tf.ops import images as image_ops
+from refinedet_tf.ops.resizing import Resizing
 
 MEAN = (123, 117, 104)
+LETTERBOX = Resizing(64, 96, "letterbox")
 
 
 def seeds(count):
@@ -290,7 +291,7 @@ def test_pixels_and_boxes_move_together_through_all_steps(resize):
     boxes = tf.constant([[60 / 200, 40 / 150, 150 / 200, 100 / 150]])
     config = AugmentationConfig(photometric=False)
     augment = tf.function(
-        lambda seed: augmentation.augment(image, boxes, tf.constant([3]), config, (160, 192), seed, resize)
+        lambda seed: augmentation.augment(image, boxes, tf.constant([3]), config, Resizing(160, 192, resize), seed)
     )
     kept = 0
     for seed in seeds(80):
@@ -314,9 +315,9 @@ def test_a_letterbox_in_training_is_the_one_of_inference():
     nothing = AugmentationConfig(
         photometric=False, expand_max_ratio=1, random_crop=False, flip=False, random_interpolation=False
     )
-    result, moved, _ = augmentation.augment(image, boxes, classes, nothing, (64, 96), seeds(1)[0], "letterbox")
-    np.testing.assert_array_equal(result, image_ops.resize(image, (64, 96), "letterbox"))
-    np.testing.assert_array_equal(moved, image_ops.boxes_to_input(boxes, (50, 20), (64, 96), "letterbox"))
+    result, moved, _ = augmentation.augment(image, boxes, classes, nothing, LETTERBOX, seeds(1)[0])
+    np.testing.assert_array_equal(result, LETTERBOX.resize(image))
+    np.testing.assert_array_equal(moved, LETTERBOX.boxes_to_input(boxes, (50, 20)))
 
 
 @pytest.mark.parametrize("count", [0, 5])
@@ -325,7 +326,7 @@ def test_augmentation_follows_from_its_seed(count):
     image = rng.integers(0, 256, (50, 60, 3), dtype=np.uint8)
     boxes, classes = random_objects(rng, count)
     augment = tf.function(
-        lambda seed: augmentation.augment(image, boxes, classes, AugmentationConfig(), (64, 64), seed)
+        lambda seed: augmentation.augment(image, boxes, classes, AugmentationConfig(), Resizing(64, 64), seed)
     )
     first, again, other = (augment(seed) for seed in (seeds(1)[0], seeds(1)[0], seeds(2)[1]))
     for one, two in zip(first, again, strict=True):
@@ -341,7 +342,7 @@ def test_without_steps_the_image_is_only_resized():
     nothing = AugmentationConfig(
         photometric=False, expand_max_ratio=1, random_crop=False, flip=False, random_interpolation=False
     )
-    result = augmentation.augment(image, boxes, classes, nothing, (64, 32), seeds(1)[0])
+    result = augmentation.augment(image, boxes, classes, nothing, Resizing(64, 32), seeds(1)[0])
     np.testing.assert_array_equal(result[0], tf.image.resize(image, (64, 32)))
     np.testing.assert_array_equal(result[1], boxes)
     np.testing.assert_array_equal(result[2], classes)
@@ -351,7 +352,7 @@ def test_all_steps_at_once_are_the_steps_one_after_the_other():
     config = AugmentationConfig()
     rng = np.random.default_rng(8)
     together = tf.function(
-        lambda *inputs: augmentation.augment(*inputs[:3], config, (40, 50), inputs[3]), reduce_retracing=True
+        lambda *inputs: augmentation.augment(*inputs[:3], config, Resizing(40, 50), inputs[3]), reduce_retracing=True
     )
     beside = 0
     for seed in seeds(60):

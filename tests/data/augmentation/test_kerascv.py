@@ -8,6 +8,7 @@ from refinedet_tf.data.pipeline import training_pipeline
 from refinedet_tf.data.readers.voc import read_voc
 from refinedet_tf.data.shapes import SHAPES, draw_shapes
 from refinedet_tf.errors import ConfigError
+from refinedet_tf.ops.resizing import Resizing
 
 keras_cv = pytest.importorskip("keras_cv")
 SIZE = (64, 96)
@@ -90,7 +91,8 @@ def test_batches_of_a_recipe_with_layers_have_the_form_of_all_others(tmp_path):
     examples = read_voc(tmp_path / "drawn", ["train"], SHAPES).examples
     layers = [KerasCvLayerConfig("Mosaic"), KerasCvLayerConfig("MixUp")]
     plain, mixed = (
-        training_pipeline(examples, SIZE, 2, AugmentationConfig(keras_cv=chosen), 30, seed=0) for chosen in ([], layers)
+        training_pipeline(examples, Resizing(*SIZE), 2, AugmentationConfig(keras_cv=chosen), 30, seed=0)
+        for chosen in ([], layers)
     )
     assert len(list(mixed)) == len(mixed) == len(plain) == 2
     for (images, targets), (other_images, other_targets) in zip(plain, mixed, strict=True):

@@ -12,6 +12,7 @@ from refinedet_tf.data.readers import tfrecords
 from refinedet_tf.data.readers.tfrecords import read_tfrecords, to_record, write_tfrecords
 from refinedet_tf.data.readers.voc import read_voc
 from refinedet_tf.errors import DataError
+from refinedet_tf.ops.resizing import Resizing
 from tests.data.conftest import voc_object
 
 CLASSES = ["dog", 'the "cat"']
@@ -60,8 +61,8 @@ def test_batches_from_records_are_those_from_files(photos, tmp_path, files):
     examples = read_tfrecords(tmp_path / "records", ["train"], CLASSES).examples
     examples[:files] = photos.examples[:files]
     for pipeline in (
-        lambda examples: training_pipeline(examples, (64, 64), 2, AugmentationConfig(), 4, seed=1),
-        lambda examples: evaluation_pipeline(examples, (64, 64), 2),
+        lambda examples: training_pipeline(examples, Resizing(64, 64), 2, AugmentationConfig(), 4, seed=1),
+        lambda examples: evaluation_pipeline(examples, Resizing(64, 64), 2),
         image_pipeline,
     ):
         for before, after in zip(pipeline(photos.examples), pipeline(examples), strict=True):

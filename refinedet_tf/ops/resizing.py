@@ -1,0 +1,116 @@
+"""How images get to the input size of a model, and boxes from one to the other.
+
+`warp` fills the input whatever the aspect ratio of the image. `letterbox` keeps the aspect ratio: the image is centered
+in the input, as large as fits, and the rest has the mean color.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tensorflow as tf
+
+MEAN_COLOR = (123, 117, 104)  # of ImageNet, RGB; surrounds images that do not fill their canvas
+
+
+@dataclass(frozen=True)
+class Resizing:
+    """The input size of a model and the way images are brought to it.
+
+    Attributes:
+        height: of the input in pixels.
+        width: of the input in pixels.
+        mode: `warp` or `letterbox`.
+    """
+
+    height: int
+    width: int
+    mode: str = "warp"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        return self.height, self.width
+
+    def resize(self, images: tf.Tensor) -> tf.Tensor:
+        """Resizes images to the input size: bilinear, half-pixel centers, no antialiasing.
+
+        With `warp` this is what the released RefineDet test scripts do. Training, evaluation, detection and serving all
+        use it.
+
+        Args:
+            images: `[h, w, 3]` or `[b, h, w, 3]`, any real type, 0..255.
+
+        Returns:
+            float32 `[height, width, 3]` or `[b, height, width, 3]`, 0..255.
+        """
+        return self.pad(resize_bilinear(images, self.shown_size(tf.shape(images)[-3:-1])))
+
+    def shown_size(self, image_size: tf.Tensor) -> tf.Tensor:
+        """Height and width of the part of the input that shows the image.
+
+        Args:
+            image_size: height and width of the image in pixels, int32 `[..., 2]`.
+
+        Returns:
+            int32 `[2]` or `[..., 2]`. With `warp` it is the input size; with `letterbox` the largest size that has the
+            image's aspect ratio and fits, each side rounded to the nearest pixel.
+        """
+        size = tf.constant(self.size, tf.int32)
+        if self.mode == "warp":
+            return size
+        # height * input width / width and the converse; the side that comes out too long fits exactly. Integer
+        # arithmetic, so that every client that repeats this agrees.
+        image_size = tf.convert_to_tensor(image_size, tf.int32)
+        other = tf.reverse(image_size, axis=[-1])
+        return tf.clip_by_value((2 * image_size * tf.reverse(size, axis=[0]) + other) // (2 * other), 1, size)
+
+    def pad(self, images: tf.Tensor) -> tf.Tensor:
+        """Centers images of their `shown_size` on a canvas of the mean color.
+
+        Args:
+            images: float32 `[..., h, w, 3]`. Where a margin is odd, the right or lower part is the larger one.
+
+        Returns:
+            float32 `[..., height, width, 3]`; with `warp` the images themselves.
+        """
+        if self.mode == "warp":
+            return images
+        shown = tf.shape(images)[-3:-1]
+        top, left = tf.unstack((self.size - shown) // 2)
+        padded = tf.image.pad_to_bounding_box(images, top, left, *self.size)
+        is_shown = tf.image.pad_to_bounding_box(tf.ones([*tf.unstack(shown), 1]), top, left, *self.size) > 0
+        return tf.where(is_shown, padded, tf.constant(MEAN_COLOR, tf.float32))
+
+    def boxes_to_input(self, boxes: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
+        """Converts boxes relative to images into boxes relative to the input that shows them.
+
+        Args:
+            boxes: float32 `[..., n, 4]`, (xmin, ymin, xmax, ymax).
+            image_size: height and width of the images in pixels, int32 `[2]`, or `[..., 2]` if each has its own.
+
+        Returns:
+            float32 `[..., n, 4]`.
+        """
+        if self.mode == "warp":
+            return boxes
+        corner, extent = self._shown_part(image_size)
+        return boxes * extent + corner
+
+    def boxes_to_image(self, boxes: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
+        """The inverse of `boxes_to_input`; boxes in the margin end up outside 0..1."""
+        if self.mode == "warp":
+            return boxes
+        corner, extent = self._shown_part(image_size)
+        return (boxes - corner) / extent
+
+    def _shown_part(self, image_size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """Upper left corner and size of the shown part, relative to the input, (x, y, x, y), `[..., 1, 4]`."""
+        shown = self.shown_size(image_size)
+        corner = (self.size - shown) // 2
+        relative = [tf.cast(pixels, tf.float32) / tf.constant(self.size, tf.float32) for pixels in (corner, shown)]
+        return tuple(tf.gather(part, [1, 0, 1, 0], axis=-1)[..., tf.newaxis, :] for part in relative)
+
+
+def resize_bilinear(images: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
+    """Resizes `[..., h, w, 3]` of any real type to float32: bilinear, half-pixel centers, no antialiasing."""
+    return tf.image.resize(tf.cast(images, tf.float32), size, method="bilinear", antialias=False)
