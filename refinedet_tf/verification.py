@@ -16,8 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from refinedet_tf.config import as_dict
-from refinedet_tf.data.examples import Example
-from refinedet_tf.data.pipeline import image_pipeline
+from refinedet_tf.data.examples import Example, ExampleSet
 from refinedet_tf.evaluation.evaluator import evaluate
 from refinedet_tf.inference.detector import Detections, Detector, pad_detections
 from refinedet_tf.inference.numpy_decoder import decode_detections
@@ -273,7 +272,7 @@ def _average_precision(detector: Detector, examples: Sequence[Example]) -> float
     """Mean AP (area) at IoU 0.5."""
     if not examples:
         return None
-    return float(evaluate(detector.predict, examples, detector.classes, image_pipeline(examples)).mean_ap_area)
+    return evaluate(detector, ExampleSet(list(examples), detector.classes, [])).ap_area
 
 
 def _rounding_detector(model: RefineDet) -> Detector:

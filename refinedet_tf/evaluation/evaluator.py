@@ -1,89 +1,139 @@
-"""From predictions for a data set to its average precision."""
+"""Evaluates a model, a detector or detections on labeled images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from refinedet_tf.data.examples import Example
-from refinedet_tf.evaluation.voc import ImageDetections, ImageTruth, VocResult, voc_average_precision
+from refinedet_tf.data.examples import ExampleSet
+from refinedet_tf.data.pipeline import evaluation_pipeline, image_pipeline
+from refinedet_tf.evaluation.coco import CocoResult, coco_average_precision
+from refinedet_tf.evaluation.images import ImageDetections, clip_boxes, detections_to_images, examples_to_truths
+from refinedet_tf.evaluation.voc import VocResult, voc_average_precision
+from refinedet_tf.model import RefineDet
+
+
+class Predictor(Protocol):
+    """Anything that detects objects in images of their original size, such as `Detector`."""
+
+    def predict(self, images: tf.data.Dataset) -> dict[str, np.ndarray]:
+        """Returns the detections of all images, as `detections_to_images` takes them.
+
+        Args:
+            images: batches of one image, uint8 `[1, h, w, 3]`, RGB.
+        """
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """The result of an evaluation by both definitions of average precision.
+
+    Attributes:
+        voc: PASCAL VOC's, at IoU 0.5.
+        coco: COCO's.
+        detections: the evaluated detections, in pixels of the original images, not clipped.
+    """
+
+    voc: VocResult
+    coco: CocoResult
+    detections: list[ImageDetections]
+
+    @property
+    def ap_11_point(self) -> float:
+        """VOC2007's mean AP: 11 points of recall, IoU 0.5."""
+        return self.voc.mean_ap_11_point
+
+    @property
+    def ap_area(self) -> float:
+        """VOC's mean AP since 2010: area under the curve, IoU 0.5."""
+        return self.voc.mean_ap_area
+
+    @property
+    def coco_ap(self) -> float:
+        """COCO's AP: mean over IoU 0.5, 0.55, ..., 0.95."""
+        return self.coco.metrics["AP"]
+
+    def table(self) -> str:
+        """Returns VOC's and COCO's text tables."""
+        return f"VOC, IoU 0.5\n{self.voc.table()}\n\nCOCO\n{self.coco.table()}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns all numbers for JSON: `ap_11_point`, `ap_area`, `coco_ap`, and the details in `voc` and `coco`."""
+        voc, coco = self.voc.as_dict(), self.coco.as_dict()
+        return {
+            "ap_11_point": voc["mean_ap_11_point"],
+            "ap_area": voc["mean_ap_area"],
+            "coco_ap": coco["AP"],
+            "voc": voc,
+            "coco": coco,
+        }
 
 
 def evaluate(
-    predict: Callable[[tf.data.Dataset], dict[str, np.ndarray]],
-    examples: Sequence[Example],
-    classes: Sequence[str],
-    images: tf.data.Dataset,
-) -> VocResult:
-    """VOC average precision of a model's detections.
-
-    The coordinates are those of the authors' test script. A VOC annotation counts pixels from 1, and the readers
-    divide it by the image size as it is, so relative * size is the annotation again. A detection is scaled by the size
-    and clipped to pixels counted from 0 (`detections_to_images`), and then written counted from 1, which puts
-    it one pixel to the lower right of what the model learned. Published figures include this shift, and so do these;
-    at an IoU of 0.5 it matters to tiny objects only.
+    source: RefineDet | Predictor | Sequence[ImageDetections], data: ExampleSet, *, batch_size: int = 8
+) -> EvaluationResult:
+    """Evaluates on labeled images.
 
     Args:
-        predict: such as `model.predict`: a dataset of image batches in, the detections of all images out, as
-            `detections_to_images` takes them.
-        examples: the images' annotations.
-        classes: the names of the classes, by index.
-        images: batches of resized images, in the order of `examples`, each once.
+        source: a model, a `Detector`, or the detections of each image in pixels.
+        data: the labeled images, such as `read_data` returns.
+        batch_size: images in a batch, for a model; a detector gets one image at a time.
 
     Returns:
-        The average precision of each class.
+        VOC's and COCO's average precision, of all classes and of each.
 
     Raises:
-        ValueError: there are not as many predictions as examples.
+        ValueError: the number of images with detections differs from the number of examples, or a class index is out
+            of range.
     """
-    sizes = [(example.height, example.width) for example in examples]
-    counted_from_1 = [
-        ImageDetections(image.boxes + 1, image.scores, image.classes)
-        for image in detections_to_images(predict(images), sizes)
-    ]
-    return voc_average_precision(counted_from_1, examples_to_truths(examples), classes)
+    if isinstance(source, RefineDet):
+        detections = _detect(source, data, batch_size)
+    elif hasattr(source, "predict"):
+        detections = detections_to_images(source.predict(image_pipeline(data.examples)), _sizes(data))
+    else:
+        detections = list(source)
+    return evaluate_detections(detections, data)
 
 
-def detections_to_images(detections: dict[str, np.ndarray], sizes: Sequence[tuple[int, int]]) -> list[ImageDetections]:
-    """Takes a model's detections apart, in pixels of the original images.
+def evaluate_detections(detections: list[ImageDetections], data: ExampleSet) -> EvaluationResult:
+    """Evaluates detections by both definitions, each with its own coordinates.
+
+    VOC's are those of the authors' test script. A VOC annotation counts pixels from 1, and the readers divide it by
+    the image size unchanged, so relative * size is the annotation again. A detection is scaled by the size, clipped to
+    pixels counted from 0, and then written counted from 1, which puts it one pixel to the lower right of what the model
+    learned. Published figures include this shift, and so do these; at an IoU of 0.5 it matters only to tiny objects.
+
+    COCO's boxes are only clipped to the image.
 
     Args:
-        detections: `boxes` [n, k, 4], relative (xmin, ymin, xmax, ymax), `scores` [n, k], `classes` [n, k] and
-            `num_detections` [n]; what lies beyond the number of detections is padding.
-        sizes: (height, width) of each of the n original images.
-
-    Returns:
-        The detections of each image; x is clipped to [0, width - 1] and y to [0, height - 1].
+        detections: of each image, in pixels.
+        data: the labeled images, in the same order.
 
     Raises:
-        ValueError: n is not the number of sizes.
+        ValueError: as `check_images`.
     """
-    detections = {key: np.asarray(values) for key, values in detections.items()}
-    counts = detections["num_detections"]
-    if len(counts) != len(sizes):
-        raise ValueError(
-            f"Predictions for {len(counts)} images but {len(sizes)} examples; "
-            "predict every example once, and drop no remainder of a batch."
-        )
-    images = []
-    for index, (height, width) in enumerate(sizes):
-        valid = slice(int(counts[index]))
-        boxes = detections["boxes"][index, valid].astype(np.float64) * ((width, height) * 2)
-        boxes = np.clip(boxes, 0, (width - 1, height - 1) * 2)
-        images.append(ImageDetections(boxes, detections["scores"][index, valid], detections["classes"][index, valid]))
-    return images
+    truths = examples_to_truths(data.examples)
+    sizes = _sizes(data)
+    if len(detections) != len(sizes):
+        raise ValueError(f"Detections of {len(detections)} images but {len(sizes)} examples; give both for the same.")
+    voc, coco = [], []
+    for found, (height, width) in zip(detections, sizes, strict=True):
+        voc.append(clip_boxes(found, width - 1, height - 1, offset=1))
+        coco.append(clip_boxes(found, width, height))
+    return EvaluationResult(
+        voc=voc_average_precision(voc, truths, data.classes),
+        coco=coco_average_precision(coco, truths, data.classes),
+        detections=detections,
+    )
 
 
-def examples_to_truths(examples: Sequence[Example]) -> list[ImageTruth]:
-    """The annotations in pixels of the original images, as they stood in the annotation file.
+def _detect(model: RefineDet, data: ExampleSet, batch_size: int) -> list[ImageDetections]:
+    sizes = _sizes(data)
+    found = model.predict(evaluation_pipeline(data.examples, model.resizing, batch_size), verbose=0)
+    return detections_to_images({**found, "boxes": model.resizing.boxes_to_image(found["boxes"], sizes)}, sizes)
 
-    Crowds count as difficult: they need not be found, and what is found in them is no error.
-    """
-    return [
-        ImageTruth(
-            boxes=np.asarray(example.boxes, np.float64) * ((example.width, example.height) * 2),
-            classes=np.asarray(example.classes),
-            difficult=np.asarray(example.difficult | example.crowd, bool),
-        )
-        for example in examples
-    ]
+
+def _sizes(data: ExampleSet) -> list[tuple[int, int]]:
+    return [(example.height, example.width) for example in data.examples]

@@ -10,57 +10,25 @@ from typing import Any
 
 import numpy as np
 
+from refinedet_tf.evaluation.images import ImageDetections, ImageTruth, check_images
+from refinedet_tf.evaluation.tables import decimals, mean, or_none, text_table
+
 TRUE_POSITIVE, FALSE_POSITIVE, IGNORED = 1, 0, -1
 
 
 @dataclass(frozen=True)
-class ImageDetections:
-    """The detections of one image.
-
-    Attributes:
-        boxes: float [k, 4], (xmin, ymin, xmax, ymax) in pixels of the original image.
-        scores: float [k].
-        classes: int [k], 0-based.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    classes: np.ndarray
-
-    def __post_init__(self) -> None:
-        _check_lengths(self, "scores", "classes")
-
-
-@dataclass(frozen=True)
-class ImageTruth:
-    """The annotated objects of one image.
-
-    Attributes:
-        boxes: float [m, 4], (xmin, ymin, xmax, ymax) in pixels of the original image.
-        classes: int [m], 0-based.
-        difficult: bool [m]; such objects need not be found, and finding them is no error.
-    """
-
-    boxes: np.ndarray
-    classes: np.ndarray
-    difficult: np.ndarray
-
-    def __post_init__(self) -> None:
-        _check_lengths(self, "classes", "difficult")
-
-
-@dataclass(frozen=True)
 class ClassResult:
-    """The result of one class.
+    """The VOC result of one class.
 
     Attributes:
         name: the class.
         ap_11_point: mean of the interpolated precision at recall 0, 0.1, ..., 1 (VOC2007); nan without ground truth.
         ap_area: area under the interpolated precision (VOC2010 and later); nan without ground truth.
-        ground_truths: number of objects to find, difficult ones left out.
-        detections: number of detections, those of difficult objects included.
-        recall: float [p], the curve's recall after each detection that counts, best score first.
-        precision: float [p], the precision there.
+        ground_truths: number of objects to find, without the difficult ones.
+        detections: number of detections, including those of difficult objects.
+        recall: float `[p]`, the recall after each detection that counts, best score first.
+        precision: float `[p]`, the precision there.
+        scores: float `[p]`, the scores of these detections.
     """
 
     name: str
@@ -70,14 +38,15 @@ class ClassResult:
     detections: int
     recall: np.ndarray
     precision: np.ndarray
+    scores: np.ndarray
 
 
 @dataclass(frozen=True)
 class VocResult:
-    """The results of all classes, in their order.
+    """The VOC results of all classes, in their order.
 
     Attributes:
-        rows: one result per class.
+        rows: one result for each class.
     """
 
     rows: tuple[ClassResult, ...]
@@ -85,38 +54,32 @@ class VocResult:
     @property
     def mean_ap_11_point(self) -> float:
         """Mean over the classes that have ground truth; nan if none has."""
-        return _mean([row.ap_11_point for row in self.rows])
+        return mean([row.ap_11_point for row in self.rows])
 
     @property
     def mean_ap_area(self) -> float:
         """Mean over the classes that have ground truth; nan if none has."""
-        return _mean([row.ap_area for row in self.rows])
+        return mean([row.ap_area for row in self.rows])
 
     def table(self) -> str:
-        """A text table of all classes, AP from 0 to 1, the means last; "-" stands for a class without ground truth."""
+        """Returns a text table of all classes, the means last; "-" stands for a class without ground truth."""
         cells = [("class", "objects", "detections", "AP 11-point", "AP area")]
         for row in self.rows:
             counts = str(row.ground_truths), str(row.detections)
-            cells.append((row.name, *counts, _decimals(row.ap_11_point), _decimals(row.ap_area)))
+            cells.append((row.name, *counts, decimals(row.ap_11_point), decimals(row.ap_area)))
         totals = str(sum(row.ground_truths for row in self.rows)), str(sum(row.detections for row in self.rows))
-        cells.append(("mean", *totals, _decimals(self.mean_ap_11_point), _decimals(self.mean_ap_area)))
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = []
-        for name, *numbers in cells:
-            right = [number.rjust(width) for number, width in zip(numbers, widths[1:], strict=True)]
-            lines.append("  ".join([name.ljust(widths[0]), *right]))
-        rule = "-" * len(lines[0])
-        return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+        cells.append(("mean", *totals, decimals(self.mean_ap_11_point), decimals(self.mean_ap_area)))
+        return text_table(cells)
 
     def as_dict(self) -> dict[str, Any]:
-        """The numbers for JSON, 0 to 1, without the curves; None stands for a class without ground truth."""
+        """Returns the numbers for JSON, 0 to 1, without the curves; None stands for a class without ground truth."""
         return {
-            "mean_ap_11_point": _or_none(self.mean_ap_11_point),
-            "mean_ap_area": _or_none(self.mean_ap_area),
+            "mean_ap_11_point": or_none(self.mean_ap_11_point),
+            "mean_ap_area": or_none(self.mean_ap_area),
             "classes": {
                 row.name: {
-                    "ap_11_point": _or_none(row.ap_11_point),
-                    "ap_area": _or_none(row.ap_area),
+                    "ap_11_point": or_none(row.ap_11_point),
+                    "ap_area": or_none(row.ap_area),
                     "ground_truths": row.ground_truths,
                     "detections": row.detections,
                 }
@@ -131,10 +94,10 @@ def voc_average_precision(
     classes: Sequence[str],
     iou_threshold: float = 0.5,
 ) -> VocResult:
-    """Average precision of every class.
+    """Computes the average precision of every class.
 
-    A detection belongs to that object of its class in its image which it overlaps most. It is a true positive if
-    their IoU lies above the threshold and no better detection has claimed the object, ignored if the object is
+    Each detection is assigned to the object of its class that it overlaps most. It is a true positive if their IoU
+    exceeds the threshold and no detection with a higher score has claimed the object, ignored if the object is
     difficult, and a false positive otherwise. Boxes include their last pixel: a box is xmax - xmin + 1 wide.
     Equal scores are ranked in the order given, by image and then within it.
 
@@ -142,7 +105,7 @@ def voc_average_precision(
         detections: the detections of each image.
         truths: the objects of each image, in the same order.
         classes: the names of the classes, by index.
-        iou_threshold: the IoU that a true positive exceeds.
+        iou_threshold: the IoU that a true positive must exceed.
 
     Returns:
         A row for each class.
@@ -164,7 +127,8 @@ def voc_average_precision(
         of_class = found_classes == index
         best_first = np.argsort(-scores[of_class], kind="stable")
         ranked = outcomes[of_class][best_first]
-        counted = ranked[ranked != IGNORED]
+        counts = ranked != IGNORED
+        counted = ranked[counts]
         ground_truths = int(np.sum((truth_classes == index) & ~difficult))
         hits = np.cumsum(counted == TRUE_POSITIVE)
         precision = hits / np.arange(1, len(hits) + 1)
@@ -178,42 +142,21 @@ def voc_average_precision(
                 detections=len(ranked),
                 recall=recall,
                 precision=precision,
+                scores=scores[of_class][best_first][counts],
             )
         )
     return VocResult(tuple(rows))
 
 
-def check_images(detections: Sequence[ImageDetections], truths: Sequence[ImageTruth], class_count: int) -> None:
-    """Checks that detections and ground truth can be compared.
-
-    Raises:
-        ValueError: there are no images, not as many with detections as with ground truth, or an index names no class.
-    """
-    if len(detections) != len(truths):
-        raise ValueError(
-            f"{len(detections)} images with detections but {len(truths)} with ground truth; "
-            "give both for the same images, in the same order."
-        )
-    if not len(truths):
-        raise ValueError("There is no image to evaluate.")
-    for what, images in (("detection", detections), ("ground truth", truths)):
-        indices = np.concatenate([image.classes for image in images])
-        unknown = indices[(indices < 0) | (indices >= class_count)]
-        if len(unknown):
-            raise ValueError(
-                f"A {what} has class {int(unknown[0])}, but there are {class_count} classes (0 to {class_count - 1})."
-            )
-
-
 def pixel_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """IoU of every pair of boxes that include their last pixel, so are xmax - xmin + 1 wide.
+    """Computes the IoU of every pair of boxes that include their last pixel, so are xmax - xmin + 1 wide.
 
     Args:
-        boxes: [k, 4], (xmin, ymin, xmax, ymax) in pixels.
-        others: [m, 4], likewise.
+        boxes: `[k, 4]`, (xmin, ymin, xmax, ymax) in pixels.
+        others: `[m, 4]`, likewise.
 
     Returns:
-        float64 [k, m].
+        float64 `[k, m]`.
     """
     boxes = np.asarray(boxes, np.float64)[:, None]
     others = np.asarray(others, np.float64)[None]
@@ -224,7 +167,7 @@ def pixel_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def _outcomes(found: ImageDetections, truth: ImageTruth, iou_threshold: float) -> np.ndarray:
-    """What each detection of one image is: int [k] of TRUE_POSITIVE, FALSE_POSITIVE, IGNORED."""
+    """Classifies each detection of one image: int `[k]` of TRUE_POSITIVE, FALSE_POSITIVE, IGNORED."""
     outcomes = np.full(len(found.scores), FALSE_POSITIVE)
     for index in np.unique(truth.classes):
         mine = np.flatnonzero(found.classes == index)
@@ -235,8 +178,8 @@ def _outcomes(found: ImageDetections, truth: ImageTruth, iou_threshold: float) -
         ious = pixel_iou(found.boxes[mine], truth.boxes[objects])
         hits = ious.max(axis=1) > iou_threshold
         mine, claimed = mine[hits], objects[ious.argmax(axis=1)[hits]]
-        # The best object of a detection does not depend on what others claimed, so an object's
-        # true positive is simply the first detection, best score first, that names it.
+        # The best object of a detection does not depend on the claims of others, so an object's
+        # true positive is the detection with the highest score among those assigned to it.
         _, first = np.unique(claimed, return_index=True)
         outcomes[mine[first]] = TRUE_POSITIVE
         outcomes[mine[truth.difficult[claimed].astype(bool)]] = IGNORED
@@ -244,41 +187,19 @@ def _outcomes(found: ImageDetections, truth: ImageTruth, iou_threshold: float) -
 
 
 def _ap_11_point(hits: np.ndarray, precision: np.ndarray, ground_truths: int) -> float:
-    """Mean over t = 0, 0.1, ..., 1 of the highest precision at a recall of at least t."""
+    """Returns the mean over t = 0, 0.1, ..., 1 of the highest precision at a recall of at least t."""
     if not ground_truths:
         return float("nan")
-    # In whole numbers, as 3 of 10 found is a recall of 0.3 but less than 3 * 0.1 in floating point.
+    # In integers: 3 of 10 found is a recall of 0.3, which is less than 3 * 0.1 in floating point.
     reached = [10 * hits >= tenth * ground_truths for tenth in range(11)]
     return float(np.mean([precision[mask].max(initial=0.0) for mask in reached]))
 
 
 def _ap_area(hits: np.ndarray, precision: np.ndarray, ground_truths: int) -> float:
-    """Area under the curve whose precision at a recall is the highest at that recall or any larger one."""
+    """Returns the area under the curve of the highest precision at each recall or any larger one."""
     if not ground_truths:
         return float("nan")
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     found_here = np.diff(hits, prepend=0) > 0
-    # Every object found raises the recall by 1 / ground_truths; those never found have precision 0.
+    # Every object found raises the recall by 1 / ground_truths; objects never found have precision 0.
     return float(envelope[found_here].sum() / ground_truths)
-
-
-def _check_lengths(image: ImageDetections | ImageTruth, *names: str) -> None:
-    count = len(image.boxes)
-    if np.shape(image.boxes) != (count, 4):
-        raise ValueError(f"boxes has shape {np.shape(image.boxes)}; it must be [{count}, 4].")
-    for name in names:
-        if np.shape(getattr(image, name)) != (count,):
-            raise ValueError(f"{name} has shape {np.shape(getattr(image, name))} for {count} boxes.")
-
-
-def _mean(values: list[float]) -> float:
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
-
-
-def _decimals(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value:.3f}"
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else value

@@ -8,7 +8,7 @@ from tensorflow import keras
 
 from refinedet_tf.config import Config, save_config, validate
 from refinedet_tf.data.examples import ExampleSet
-from refinedet_tf.data.pipeline import count_dropped_boxes, evaluation_pipeline, training_pipeline
+from refinedet_tf.data.pipeline import count_dropped_boxes, training_pipeline
 from refinedet_tf.data.readers import read_data
 from refinedet_tf.evaluation.evaluator import evaluate
 from refinedet_tf.evaluation.voc import VocResult
@@ -96,14 +96,7 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
 
 def evaluate_model(model: RefineDet, example_set: ExampleSet, batch_size: int) -> VocResult:
     """VOC average precision of a model on labelled images."""
-    examples = example_set.examples
-
-    def predict(images: tf.data.Dataset) -> dict[str, tf.Tensor]:
-        found = model.predict(images, verbose=0)
-        image_sizes = [(example.height, example.width) for example in examples]
-        return {**found, "boxes": model.resizing.boxes_to_image(found["boxes"], image_sizes)}
-
-    return evaluate(predict, examples, example_set.classes, evaluation_pipeline(examples, model.resizing, batch_size))
+    return evaluate(model, example_set, batch_size=batch_size).voc
 
 
 def _strategy() -> tf.distribute.Strategy:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from refinedet_tf.evaluation.voc import ImageDetections, ImageTruth, pixel_iou, voc_average_precision
+from refinedet_tf.evaluation.images import ImageDetections, ImageTruth
+from refinedet_tf.evaluation.voc import pixel_iou, voc_average_precision
 
 BOX = [10, 10, 49, 49]
 FAR = [200, 200, 239, 239]

@@ -8,8 +8,8 @@ from PIL import Image
 from refinedet_tf.data.readers.coco import read_coco
 from refinedet_tf.errors import DataError
 from refinedet_tf.evaluation.coco import coco_average_precision
-from refinedet_tf.evaluation.evaluator import examples_to_truths
-from refinedet_tf.evaluation.voc import ImageDetections, voc_average_precision
+from refinedet_tf.evaluation.images import ImageDetections, examples_to_truths
+from refinedet_tf.evaluation.voc import voc_average_precision
 from tests.conftest import PROJECT
 
 SHARED = PROJECT.parent / "shared/data/coco128"
@@ -181,6 +181,6 @@ def test_crowds_are_ignored_in_evaluation(coco_folder):
     boxes = np.array([[0, 0, 10, 10], [25, 5, 35, 15], [20, 0, 50, 40]], float)
     detections = [ImageDetections(boxes, np.array([0.5, 0.8, 0.9]), np.zeros(3, int))]
     truths = examples_to_truths(found.examples)
-    assert coco_average_precision(detections, truths, ["cat"])["AP"] == pytest.approx(1.0)
+    assert coco_average_precision(detections, truths, ["cat"]).metrics["AP"] == pytest.approx(1.0)
     whole = [ImageDetections(boxes[::2], np.array([0.5, 0.9]), np.zeros(2, int))]
     assert voc_average_precision(whole, truths, ["cat"]).mean_ap_area == pytest.approx(1.0)
