@@ -29,7 +29,7 @@ CHANGED = Config(
         arm_negative_iou=0.3,
         objectness_threshold=0.05,
         negative_ratio=2.0,
-        detection=DetectionConfig(0.05, 0.5, 400, 20),
+        detection=DetectionConfig(0.05, 0.5, 400, 20, "across_classes"),
     ),
     data=DataConfig(
         "coco",

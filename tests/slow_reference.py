@@ -155,9 +155,17 @@ def refinedet_losses(
 
 
 def detections_of_image(
-    predictions, anchors, *, objectness_threshold, score_threshold, iou_threshold, top_k, max_detections
+    predictions,
+    anchors,
+    *,
+    objectness_threshold,
+    score_threshold,
+    iou_threshold,
+    top_k,
+    max_detections,
+    across_classes=False,
 ):
-    """`(score, class, box)` of one image, best first."""
+    """`(score, class, box)` of one image, best first. Across classes, all pairs of anchor and class compete."""
     candidates = {}
     boxes = []
     for anchor, reference in enumerate(anchors):
@@ -167,12 +175,15 @@ def detections_of_image(
             continue
         for label, score in enumerate(softmax(predictions["odm_classes"][anchor])[1:]):
             if score > score_threshold:
-                candidates.setdefault(label, []).append((score, anchor))
+                candidates.setdefault(label, []).append((score, anchor, label))
+    entering = [sorted(scored, reverse=True)[: top_k or None] for scored in candidates.values()]
+    if across_classes:
+        entering = [sorted((pair for scored in entering for pair in scored), reverse=True)]
     found = []
-    for label, scored in candidates.items():
+    for scored in entering:
         kept = []
-        for score, anchor in sorted(scored, reverse=True)[: top_k or None]:
-            if all(iou(boxes[anchor], boxes[other]) <= iou_threshold for _, other in kept):
-                kept.append((score, anchor))
-        found += [(score, label, boxes[anchor]) for score, anchor in kept]
+        for score, anchor, label in scored:
+            if all(iou(boxes[anchor], boxes[other]) <= iou_threshold for _, other, _ in kept):
+                kept.append((score, anchor, label))
+        found += [(score, label, boxes[anchor]) for score, anchor, label in kept]
     return sorted(found, key=lambda detection: -detection[0])[:max_detections]

@@ -193,6 +193,7 @@ def test_values_of_the_wrong_kind_are_named(write, override, words):
         ("model.detection.iou_threshold", -0.1, "must be in [0, 1]"),
         ("model.detection.pre_suppression_top_k", -1, "0 takes all"),
         ("model.detection.max_detections", 0, "must be positive"),
+        ("model.detection.suppression", "across_class", "did you mean 'across_classes'?"),
         ("data.train_splits", [], "at least one split"),
         ("data.max_boxes", 0, "must be positive"),
         ("data.augmentation.expand_max_ratio", 0.9, "must be at least 1"),

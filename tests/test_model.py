@@ -93,14 +93,20 @@ def test_raw_predictions_agree_between_eager_graph_and_compiled_execution(tiny_m
 
 def test_detect_is_decoding_then_suppression_with_the_settings_of_the_recipe(tiny_model, tiny_images):
     config = dataclasses.replace(
-        tiny_model.config, objectness_threshold=0.4, detection=DetectionConfig(0.2, 0.3, 50, 20)
+        tiny_model.config, objectness_threshold=0.4, detection=DetectionConfig(0.2, 0.3, 50, 20, "across_classes")
     )
     model = RefineDet(config)
     model.set_weights(tiny_model.get_weights())
     found = model.detect(tiny_images)
     boxes, scores = decode_predictions(tiny_model(tiny_images), tiny_model.anchors, 0.4)
     expected = suppress(
-        boxes, scores, score_threshold=0.2, iou_threshold=0.3, pre_suppression_top_k=50, max_detections=20
+        boxes,
+        scores,
+        score_threshold=0.2,
+        iou_threshold=0.3,
+        pre_suppression_top_k=50,
+        max_detections=20,
+        suppression="across_classes",
     )
     assert set(found) == DETECTION_NAMES
     assert 0 < expected["num_detections"][0] < tiny_model.detect(tiny_images)["num_detections"][0]

@@ -19,6 +19,7 @@ RESIZE_MODES = ("warp", "letterbox")
 UPSAMPLING = ("deconvolution", "resize")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("multistep", "cosine")
+SUPPRESSIONS = ("per_class", "across_classes")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 DATA_FORMATS = ("voc", "coco", "tfrecord", "tfds")
 
@@ -54,15 +55,18 @@ class DetectionConfig:
 
     Attributes:
         score_threshold: a class score must lie above it.
-        iou_threshold: a box is suppressed by a better one of its class that overlaps it more than this.
+        iou_threshold: a box is suppressed by a better one that overlaps it more than this.
         pre_suppression_top_k: best anchors of each class that enter suppression; 0 takes all.
         max_detections: detections of one image, over all classes, that leave it.
+        suppression: `per_class`, the paper's: boxes compete with boxes of their own class only. `across_classes`: every
+            anchor keeps its best class alone, and all boxes compete, so that one object has one label.
     """
 
     score_threshold: float = 0.01
     iou_threshold: float = 0.45
     pre_suppression_top_k: int = 1000
     max_detections: int = 500
+    suppression: str = "per_class"
 
 
 @dataclass

@@ -10,6 +10,7 @@ from refinedet_tf.config.schema import (
     PREPROCESSING_MODES,
     RESIZE_MODES,
     SCHEDULES,
+    SUPPRESSIONS,
     UPSAMPLING,
     BackboneConfig,
     Config,
@@ -96,6 +97,7 @@ def validate_model(model: ModelConfig) -> None:
         "must not be negative; 0 takes all",
     )
     _check(detection.max_detections > 0, "model.detection.max_detections", detection.max_detections, "must be positive")
+    _check_choice("model.detection.suppression", detection.suppression, SUPPRESSIONS)
 
 
 def _validate_backbone(backbone: BackboneConfig) -> None:

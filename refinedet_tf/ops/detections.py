@@ -70,31 +70,29 @@ def suppress(
     iou_threshold: float | tf.Tensor,
     pre_suppression_top_k: int,
     max_detections: int | tf.Tensor,
+    suppression: str,
 ) -> dict[str, tf.Tensor]:
-    """Greedy suppression per class, then the best detections over all classes.
+    """Applies greedy non-maximum suppression and keeps the best detections of all classes.
 
     Args:
         boxes: float32 `[b, n, 4]`.
         scores: float32 `[b, n, c]`.
-        score_threshold: only higher scores are detections.
-        iou_threshold: a box goes if a better one of its class overlaps it more.
-        pre_suppression_top_k: anchors of each class that enter; 0 for all.
-        max_detections: detections kept of each image, `k`.
+        score_threshold: only scores above it are detections.
+        iou_threshold: a box is suppressed by a better one that overlaps it more than this.
+        pre_suppression_top_k: anchors of each class that enter suppression; 0 for all.
+        max_detections: detections to keep in each image, `k`.
+        suppression: `per_class`: only boxes of the same class suppress each other, and an anchor may be a detection of
+            several classes. `across_classes`: each anchor has its best class only, and any better box suppresses it.
 
     Returns:
         `boxes` float32 `[b, k, 4]`, `scores` float32 `[b, k]` in descending order, `classes` int32 `[b, k]` and
         `num_detections` int32 `[b]`. Rows from `num_detections` on are padding: box and score 0, class -1.
     """
-    # The kernel's corner order differs from ours, but overlap is the same with both axes exchanged.
-    found = tf.image.combined_non_max_suppression(
-        boxes[:, :, tf.newaxis, :],
-        keep_top_k(scores, pre_suppression_top_k),
-        max_output_size_per_class=max_detections,
-        max_total_size=max_detections,
-        iou_threshold=iou_threshold,
-        score_threshold=score_threshold,
-        clip_boxes=False,
-    )
+    scores = keep_top_k(scores, pre_suppression_top_k)
+    limits = {"score_threshold": score_threshold, "iou_threshold": iou_threshold, "max_detections": max_detections}
+    if suppression == "across_classes":
+        return _suppress_across_classes(boxes, scores, **limits)
+    found = _suppress_per_class(boxes, scores, **limits)
     is_detection = tf.range(max_detections) < found.valid_detections[:, tf.newaxis]
     return {
         "boxes": found.nmsed_boxes,
@@ -102,3 +100,56 @@ def suppress(
         "classes": tf.where(is_detection, tf.cast(found.nmsed_classes, tf.int32), -1),
         "num_detections": found.valid_detections,
     }
+
+
+def _suppress_across_classes(
+    boxes: tf.Tensor,
+    scores: tf.Tensor,
+    *,
+    score_threshold: float | tf.Tensor,
+    iou_threshold: float | tf.Tensor,
+    max_detections: int | tf.Tensor,
+) -> dict[str, tf.Tensor]:
+    best = tf.reduce_max(scores, axis=-1)
+    classes = tf.argmax(scores, axis=-1, output_type=tf.int32)
+    # TensorFlow's kernel returns no indices. It needs only the order of the scores, so it gets ranks instead, from
+    # which the anchors can be told: n for the best, 1 for the worst, 0 for those that are not above the threshold.
+    order = tf.argsort(best, axis=1, direction="DESCENDING", stable=True)
+    best, classes, boxes = (tf.gather(values, order, batch_dims=1) for values in (best, classes, boxes))
+    count = tf.shape(best)[1]
+    ranks = tf.where(best > score_threshold, tf.cast(tf.range(count, 0, -1), tf.float32), 0.0)
+    found = _suppress_per_class(
+        boxes,
+        ranks[..., tf.newaxis],
+        score_threshold=0.0,
+        iou_threshold=iou_threshold,
+        max_detections=max_detections,
+    )
+    is_detection = tf.range(max_detections) < found.valid_detections[:, tf.newaxis]
+    rows = tf.where(is_detection, count - tf.cast(found.nmsed_scores, tf.int32), 0)
+    return {
+        "boxes": found.nmsed_boxes,
+        "scores": tf.where(is_detection, tf.gather(best, rows, batch_dims=1), 0.0),
+        "classes": tf.where(is_detection, tf.gather(classes, rows, batch_dims=1), -1),
+        "num_detections": found.valid_detections,
+    }
+
+
+def _suppress_per_class(
+    boxes: tf.Tensor,
+    scores: tf.Tensor,
+    *,
+    score_threshold: float | tf.Tensor,
+    iou_threshold: float | tf.Tensor,
+    max_detections: int | tf.Tensor,
+) -> tuple:
+    # The kernel's corner order differs from ours, but overlap is the same with both axes exchanged.
+    return tf.image.combined_non_max_suppression(
+        boxes[:, :, tf.newaxis, :],
+        scores,
+        max_output_size_per_class=max_detections,
+        max_total_size=max_detections,
+        iou_threshold=iou_threshold,
+        score_threshold=score_threshold,
+        clip_boxes=False,
+    )

@@ -135,6 +135,7 @@ def signatures(
             iou_threshold=iou_threshold,
             pre_suppression_top_k=config.detection.pre_suppression_top_k,
             max_detections=max_detections,
+            suppression=config.detection.suppression,
         )
         return serving_outputs(detections)
 

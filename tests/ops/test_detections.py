@@ -27,6 +27,7 @@ def one_image(predictions, index):
     return {name: value[index] for name, value in predictions.items()}
 
 
+@pytest.mark.parametrize("suppression", ["per_class", "across_classes"])
 @pytest.mark.parametrize(
     ("top_k", "max_detections", "score_threshold", "iou_threshold"),
     [
@@ -37,7 +38,9 @@ def one_image(predictions, index):
         (1, 2, 0.01, 0.45),
     ],
 )
-def test_detections_equal_the_pipeline_in_plain_loops(top_k, max_detections, score_threshold, iou_threshold):
+def test_detections_equal_the_pipeline_in_plain_loops(
+    top_k, max_detections, score_threshold, iou_threshold, suppression
+):
     predictions = random_predictions(np.random.default_rng(top_k + max_detections))
     boxes, scores = ops.decode_predictions(predictions, ANCHORS, 0.01)
     found = ops.suppress(
@@ -47,6 +50,7 @@ def test_detections_equal_the_pipeline_in_plain_loops(top_k, max_detections, sco
         iou_threshold=iou_threshold,
         pre_suppression_top_k=top_k,
         max_detections=max_detections,
+        suppression=suppression,
     )
     for index in range(2):
         expected = slow.detections_of_image(
@@ -57,6 +61,7 @@ def test_detections_equal_the_pipeline_in_plain_loops(top_k, max_detections, sco
             iou_threshold=iou_threshold,
             top_k=top_k,
             max_detections=max_detections,
+            across_classes=suppression == "across_classes",
         )
         count = int(found["num_detections"][index])
         assert count == len(expected) > 0
@@ -65,11 +70,18 @@ def test_detections_equal_the_pipeline_in_plain_loops(top_k, max_detections, sco
         np.testing.assert_allclose(found["boxes"][index, :count], [row[2] for row in expected], rtol=1e-5, atol=1e-5)
 
 
-def test_rows_behind_the_last_detection_are_padding():
+@pytest.mark.parametrize("suppression", ["per_class", "across_classes"])
+def test_rows_behind_the_last_detection_are_padding(suppression):
     boxes = tf.constant([[[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]], [[0.1, 0.1, 0.4, 0.4], [0.6, 0.6, 0.9, 0.9]]])
     scores = tf.constant([[[0.9, 0.0], [0.0, 0.8]], [[0.0, 0.0], [0.0, 0.0]]])
     found = ops.suppress(
-        boxes, scores, score_threshold=0.01, iou_threshold=0.45, pre_suppression_top_k=0, max_detections=4
+        boxes,
+        scores,
+        score_threshold=0.01,
+        iou_threshold=0.45,
+        pre_suppression_top_k=0,
+        max_detections=4,
+        suppression=suppression,
     )
     np.testing.assert_array_equal(found["num_detections"], [2, 0])
     np.testing.assert_array_equal(found["classes"], [[0, 1, -1, -1], [-1, -1, -1, -1]])
@@ -80,7 +92,7 @@ def test_rows_behind_the_last_detection_are_padding():
     assert (found["classes"].dtype, found["num_detections"].dtype) == (tf.int32, tf.int32)
 
 
-def suppress_three(iou_threshold=0.45, score_threshold=0.01, scores=(0.9, 0.8, 0.7)):
+def suppress_three(iou_threshold=0.45, score_threshold=0.01, scores=(0.9, 0.8, 0.7), suppression="per_class"):
     """The second box has IoU 1/2 with the first; the third 1/3 with the first, 5/7 with the second."""
     boxes = tf.constant([[[-1.0, -1.0, 2.0, 0.0], [0.0, -1.0, 3.0, 0.0], [0.5, -1.0, 3.5, 0.0]]])
     scores = tf.constant([[[score] for score in scores]])
@@ -91,37 +103,70 @@ def suppress_three(iou_threshold=0.45, score_threshold=0.01, scores=(0.9, 0.8, 0
         iou_threshold=iou_threshold,
         pre_suppression_top_k=0,
         max_detections=3,
+        suppression=suppression,
     )
 
 
-def test_a_box_is_compared_with_kept_boxes_only():
+@pytest.mark.parametrize("suppression", ["per_class", "across_classes"])
+def test_a_box_is_compared_with_kept_boxes_only(suppression):
     # The second goes because of the first; the third overlaps the second most, which is no longer there.
-    np.testing.assert_allclose(suppress_three()["scores"], [[0.9, 0.7, 0]])
-    np.testing.assert_array_equal(suppress_three()["boxes"][0, 1], [0.5, -1, 3.5, 0])
+    np.testing.assert_allclose(suppress_three(suppression=suppression)["scores"], [[0.9, 0.7, 0]])
+    np.testing.assert_array_equal(suppress_three(suppression=suppression)["boxes"][0, 1], [0.5, -1, 3.5, 0])
 
 
-def test_overlap_equal_to_the_threshold_is_kept():
-    np.testing.assert_allclose(suppress_three(0.5, scores=(0.9, 0.8, 0.0))["scores"], [[0.9, 0.8, 0]])
-    np.testing.assert_allclose(suppress_three(0.4999, scores=(0.9, 0.8, 0.0))["scores"], [[0.9, 0, 0]])
+@pytest.mark.parametrize("suppression", ["per_class", "across_classes"])
+def test_overlap_equal_to_the_threshold_is_kept(suppression):
+    np.testing.assert_allclose(
+        suppress_three(0.5, scores=(0.9, 0.8, 0.0), suppression=suppression)["scores"], [[0.9, 0.8, 0]]
+    )
+    np.testing.assert_allclose(
+        suppress_three(0.4999, scores=(0.9, 0.8, 0.0), suppression=suppression)["scores"], [[0.9, 0, 0]]
+    )
 
 
-def test_score_equal_to_the_threshold_is_no_detection():
-    found = suppress_three(1.0, score_threshold=0.5, scores=(0.75, 0.5, 0.25))
+@pytest.mark.parametrize("suppression", ["per_class", "across_classes"])
+def test_score_equal_to_the_threshold_is_no_detection(suppression):
+    found = suppress_three(1.0, score_threshold=0.5, scores=(0.75, 0.5, 0.25), suppression=suppression)
     np.testing.assert_array_equal(found["scores"], [[0.75, 0, 0]])
 
 
-def test_classes_do_not_suppress_one_another():
-    box = tf.constant([[[0.1, 0.1, 0.4, 0.4]]])
+@pytest.mark.parametrize(
+    ("suppression", "classes", "scores"),
+    [("per_class", [1, 0, 2], [0.5, 0.3, 0.25]), ("across_classes", [1, -1, -1], [0.5, 0, 0])],
+)
+def test_classes_suppress_one_another_only_where_asked_for(suppression, classes, scores):
+    """The first anchor is of two classes, and the second overlaps it fully with a third."""
+    boxes = tf.constant([[[0.1, 0.1, 0.4, 0.4], [0.1, 0.1, 0.4, 0.4]]])
     found = ops.suppress(
-        box,
-        tf.constant([[[0.5, 0.3]]]),
+        boxes,
+        tf.constant([[[0.3, 0.5, 0.0], [0.0, 0.0, 0.25]]]),
         score_threshold=0.01,
         iou_threshold=0.45,
         pre_suppression_top_k=0,
-        max_detections=2,
+        max_detections=3,
+        suppression=suppression,
     )
-    np.testing.assert_array_equal(found["classes"], [[0, 1]])
-    np.testing.assert_array_equal(found["boxes"][0], tf.repeat(box[0], 2, axis=0))
+    np.testing.assert_array_equal(found["classes"], [classes])
+    np.testing.assert_array_equal(found["scores"], np.float32([scores]))
+    count = np.count_nonzero(scores)
+    np.testing.assert_array_equal(found["boxes"][0, :count], tf.repeat(boxes[0, :1], count, axis=0))
+
+
+def test_across_classes_equal_scores_are_told_apart():
+    """Three separate boxes of three classes with the same score keep their own class and box, in order."""
+    boxes = tf.constant([[[0.0, 0.0, 0.2, 0.2], [0.3, 0.3, 0.5, 0.5], [0.6, 0.6, 0.8, 0.8]]])
+    found = ops.suppress(
+        boxes,
+        tf.constant([[[0.0, 0.0, 0.7], [0.7, 0.0, 0.0], [0.0, 0.7, 0.1]]]),
+        score_threshold=0.2,
+        iou_threshold=1.0,
+        pre_suppression_top_k=0,
+        max_detections=5,
+        suppression="across_classes",
+    )
+    np.testing.assert_array_equal(found["classes"], [[2, 0, 1, -1, -1]])
+    np.testing.assert_array_equal(found["boxes"][:, :3], boxes)
+    np.testing.assert_array_equal(found["scores"], np.float32([[0.7, 0.7, 0.7, 0, 0]]))
 
 
 @pytest.mark.parametrize("k", [1, 4, 19, 20, 50])

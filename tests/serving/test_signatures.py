@@ -138,7 +138,7 @@ def test_the_raw_signature_gives_predictions_and_anchors(tiny_model, batches, ou
 def test_the_tunable_signature_obeys_its_settings(tiny_model, batches, outputs):
     predictions = tiny_model(tiny_model.resizing.resize(batches["large"]), training=False)
     boxes, scores = decode_predictions(predictions, tiny_model.anchors, tiny_model.config.objectness_threshold)
-    live = suppress(boxes, scores, pre_suppression_top_k=0, **SETTINGS)
+    live = suppress(boxes, scores, pre_suppression_top_k=0, suppression="per_class", **SETTINGS)
     served = of(outputs, "serving_tunable/large")
     assert served["detection_boxes"].shape == (3, 17, 4)
     assert_same_detections(served, live)

@@ -180,7 +180,7 @@ def random_predictions(rng, n, classes):
 def test_the_numpy_decoder_does_what_the_graph_does(seed, top_k, max_detections, score_threshold):
     raw, anchors = random_predictions(np.random.default_rng(seed), n=200, classes=4)
     settings = {"score_threshold": score_threshold, "iou_threshold": 0.45, "pre_suppression_top_k": top_k,
-                "max_detections": max_detections}  # fmt: skip
+                "max_detections": max_detections, "suppression": "per_class"}  # fmt: skip
     found = decode_detections(raw, anchors, {**settings, "objectness_threshold": 0.2})
     batch = {name: value[np.newaxis] for name, value in raw.items()}
     expected = suppress(*decode_predictions(batch, anchors, 0.2), **settings)
