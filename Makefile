@@ -11,16 +11,16 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
-	$(BIN)/python -m refinedet_tf.cli.draw_shapes --output_dir=$(DEMO)/shapes --train=$(DEMO_IMAGES) --val=100
-	$(BIN)/python train.py --config=configs/refinedet128_mobilenet_shapes.yaml --data_dir=$(DEMO)/shapes \
+	$(BIN)/refinedet draw-shapes --output_dir=$(DEMO)/shapes --train=$(DEMO_IMAGES) --val=100
+	$(BIN)/refinedet train --config=configs/refinedet128_mobilenet_shapes.yaml --data_dir=$(DEMO)/shapes \
 	    --work_dir=$(DEMO)/run $(addprefix --set ,$(DEMO_SET))
-	$(BIN)/python export/savedmodel.py --model=$(DEMO)/run/model.keras --output_dir=$(DEMO)/saved_model
-	$(BIN)/python -m refinedet_tf.cli.evaluate --model=$(DEMO)/saved_model --data_dir=$(DEMO)/shapes --splits=val \
+	$(BIN)/refinedet export-savedmodel --model=$(DEMO)/run/model.keras --output_dir=$(DEMO)/saved_model
+	$(BIN)/refinedet evaluate --model=$(DEMO)/saved_model --data_dir=$(DEMO)/shapes --splits=val \
 	    --json=$(DEMO)/ap.json
 	mkdir -p $(DEMO)/photos
 	for name in $$(head -12 $(DEMO)/shapes/ImageSets/Main/val.txt); do \
 	    cp $(DEMO)/shapes/JPEGImages/$$name.jpg $(DEMO)/photos/; done
-	$(BIN)/python -m refinedet_tf.cli.detect --model=$(DEMO)/saved_model --input=$(DEMO)/photos \
+	$(BIN)/refinedet detect --model=$(DEMO)/saved_model --input=$(DEMO)/photos \
 	    --output_dir=$(DEMO)/detections --gallery=$(DEMO)/gallery.png
 	@echo "Look at $(DEMO)/gallery.png and $(DEMO)/run/curves.png; the SavedModel is $(DEMO)/saved_model."
 

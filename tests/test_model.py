@@ -148,11 +148,11 @@ def test_fit_under_xla_goes_on_after_a_prediction(tiny_config, tiny_images, targ
 LOAD_AND_PREDICT = """
 import sys
 import numpy as np
-import refinedet_tf
+from refinedet_tf import RefineDet  # Keras knows the class once it has been imported
 from tensorflow import keras
 
 model = keras.models.load_model(sys.argv[1])
-assert type(model) is refinedet_tf.RefineDet
+assert type(model) is RefineDet
 images = np.load(sys.argv[2])
 np.savez(sys.argv[3], **model(images), **model.predict(images, verbose=0), anchors=model.anchors)
 """

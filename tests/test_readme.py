@@ -56,7 +56,7 @@ def test_the_five_lines_train_on_photos_of_ones_own(checkout, tiny_recipe):
 
 def test_the_data_commands_look_at_and_convert_the_photos(checkout, tiny_recipe):
     (checkout / "my.yaml").write_text(tiny_recipe.read_text())
-    for line in block("bash", "inspect_data").strip().splitlines():
+    for line in block("bash", "inspect-data").strip().splitlines():
         run(checkout, "bash", "-c", line)
     assert (checkout / "samples.png").exists() and list((checkout / "records").glob("val.tfrecord-*"))
 
@@ -69,7 +69,7 @@ def test_the_example_in_python_runs(checkout):
 
 
 def test_weights_of_the_authors_are_imported(checkout):
-    command = block("bash", "import_weights")
+    command = block("bash", "import-weights")
     write_caffemodel(checkout / re.search(r"--weights=(\S+)", command)[1], random_vgg16(0, 21))
     assert "loaded: 98 of 98 variables, from 50 of 50 layers of the file" in run(checkout, "bash", "-c", command)
     assert (checkout / "model.keras").exists()

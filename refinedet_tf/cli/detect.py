@@ -1,19 +1,20 @@
-"""Detects objects in images: pictures with labelled boxes and one JSON file come out.
+"""Detects objects in images and writes pictures with labeled boxes and one JSON file.
 
-python -m refinedet_tf.cli.detect --model=MODEL --input=PHOTOS --output_dir=DIR
+refinedet detect --model=saved_model/1 --input=photos --output_dir=detections
 """
+
+from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from absl import app, flags
-from PIL import Image
-from tqdm import tqdm
+from absl import flags
 
-from refinedet_tf.cli import exit_on_error
 from refinedet_tf.errors import DataError
-from refinedet_tf.inference.detector import Detections, Detector, read_image
-from refinedet_tf.visualization import draw_detections, save_gallery
+
+if TYPE_CHECKING:
+    from refinedet_tf.inference.detector import Detections
 
 FLAGS = flags.FLAGS
 
@@ -21,10 +22,23 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 GALLERY_SIZE = 12
 
 
-@exit_on_error
-def main(argv: list[str]) -> None:
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string("model", None, "A .keras file, a SavedModel folder or a .tflite file.", required=True)
+    flags.DEFINE_multi_string("input", None, "An image or a folder of images. Repeatable.", required=True)
+    flags.DEFINE_string("output_dir", None, "The folder for the pictures and detections.json.", required=True)
+    flags.DEFINE_float("score_threshold", 0.5, "The lowest score to report.", 0.0, 1.0)
+    flags.DEFINE_string("gallery", None, f"A PNG file for the first {GALLERY_SIZE} pictures side by side.")
+
+
+def main() -> None:
     """Detects in every image and writes the results."""
-    del argv
+    from PIL import Image
+    from tqdm import tqdm
+
+    from refinedet_tf.inference.detector import Detector, read_image
+    from refinedet_tf.visualization import draw_detections, save_gallery
+
     output_dir = Path(FLAGS.output_dir)
     paths = find_images([Path(name) for name in FLAGS.input], output_dir)
     detector = Detector.load(FLAGS.model)
@@ -99,17 +113,3 @@ def describe(path: Path, shape: tuple[int, ...], found: Detections, classes: lis
             for box, score, label in zip(found.boxes, found.scores, found.classes, strict=True)
         ],
     }
-
-
-def run() -> None:
-    """Entry point: defines the flags and parses them."""
-    flags.DEFINE_string("model", None, "A .keras file, a SavedModel folder or a .tflite file.", required=True)
-    flags.DEFINE_multi_string("input", None, "An image or a folder of images; repeatable.", required=True)
-    flags.DEFINE_string("output_dir", None, "Where pictures and detections.json go.", required=True)
-    flags.DEFINE_float("score_threshold", 0.5, "Detections with lower scores are left out.", 0.0, 1.0)
-    flags.DEFINE_string("gallery", None, f"A PNG file with the first {GALLERY_SIZE} pictures side by side.")
-    app.run(main)
-
-
-if __name__ == "__main__":
-    run()

@@ -1,27 +1,24 @@
-"""Draws a small detection data set: `python -m refinedet_tf.cli.draw_shapes --output_dir shapes`."""
+"""Draws a small labeled data set in VOC layout.
 
-from absl import app, flags
+refinedet draw-shapes --output_dir=shapes
+"""
 
-from refinedet_tf.cli import exit_on_error
-from refinedet_tf.data.shapes import draw_shapes
+from absl import flags
+
+FLAGS = flags.FLAGS
 
 
-@exit_on_error
-def main(argv: list[str]) -> None:
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string("output_dir", None, "The folder to write; it must not exist or be empty.", required=True)
+    flags.DEFINE_integer("train", 400, "The number of images in the split train.", lower_bound=0)
+    flags.DEFINE_integer("val", 100, "The number of images in the split val.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "The seed; the same seed draws the same images.", lower_bound=0)
+
+
+def main() -> None:
     """Draws the data set that the flags describe."""
-    values = flags.FLAGS
-    draw_shapes(values.output_dir, {"train": values.train, "val": values.val}, seed=values.seed)
-    print(f"Drew {values.train + values.val} images in {values.output_dir}")
+    from refinedet_tf.data.shapes import draw_shapes
 
-
-def run() -> None:
-    """Entry point: defines the flags and parses them."""
-    flags.DEFINE_string("output_dir", None, "New or empty folder for the data set, in VOC layout.", required=True)
-    flags.DEFINE_integer("train", 400, "Images in the split `train`.", lower_bound=0)
-    flags.DEFINE_integer("val", 100, "Images in the split `val`.", lower_bound=0)
-    flags.DEFINE_integer("seed", 0, "The same seed draws the same images.", lower_bound=0)
-    app.run(main)
-
-
-if __name__ == "__main__":
-    run()
+    draw_shapes(FLAGS.output_dir, {"train": FLAGS.train, "val": FLAGS.val}, seed=FLAGS.seed)
+    print(f"Drew {FLAGS.train + FLAGS.val} images in {FLAGS.output_dir}")

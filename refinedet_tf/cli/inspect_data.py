@@ -1,33 +1,44 @@
-"""What a data set holds and everything that is wrong with it.
+"""Reports what a data set contains and everything that is wrong with it.
 
-python -m refinedet_tf.cli.inspect_data --config=configs/NAME.yaml --data_dir=DIR --picture=samples.png --strict
+refinedet inspect-data --config=my.yaml --data_dir=photos --picture=samples.png --strict
 """
+
+from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import tensorflow as tf
-from absl import app, flags
+from absl import flags
 
-from refinedet_tf.cli import exit_on_error
 from refinedet_tf.config import DATA_FORMATS, Config, load_config
-from refinedet_tf.data.examples import Defect, ExampleSet
-from refinedet_tf.data.inspection import as_text, inspect_data
-from refinedet_tf.data.readers import read_data
 from refinedet_tf.errors import DataError
-from refinedet_tf.ops import images as image_ops
-from refinedet_tf.visualization import draw_detections, save_gallery
+
+if TYPE_CHECKING:
+    from refinedet_tf.data.examples import ExampleSet
 
 FLAGS = flags.FLAGS
 
 
-@exit_on_error
-def main(argv: list[str]) -> None:
-    """Reads all splits, prints the report and draws samples."""
-    del argv
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string("config", None, "The recipe; without one, the data's own classes and the paper's anchors.")
+    flags.DEFINE_multi_string("set", [], "Overrides a value of the recipe: model.input_size=[512,512]. Repeatable.")
+    flags.DEFINE_string("data_dir", None, "The data set.", required=True)
+    flags.DEFINE_enum("format", None, DATA_FORMATS, "The format of the data set; by default the recipe's, or voc.")
+    flags.DEFINE_list("splits", None, "The splits to inspect, separated by commas; by default all of the recipe's.")
+    flags.DEFINE_string("json", None, "A file for the whole report.")
+    flags.DEFINE_string("picture", None, "A PNG file for random samples with their boxes.")
+    flags.DEFINE_integer("samples", 12, "The number of images in the picture.", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "The seed that chooses the images of the picture.")
+    flags.DEFINE_bool("strict", False, "Exit with code 1 if the data has any error.")
+
+
+def main() -> int:
+    """Reads all splits, prints the report and draws samples; returns the exit code."""
+    from refinedet_tf.data.inspection import as_text, inspect_data
+
     config = load_config(FLAGS.config, FLAGS.set) if FLAGS.config else Config()
     classes = config.model.classes if FLAGS.config else None
     splits = FLAGS.splits or [*config.data.train_splits, *config.data.val_splits]
@@ -39,12 +50,14 @@ def main(argv: list[str]) -> None:
         Path(FLAGS.json).write_text(json.dumps(report, indent=1), encoding="utf-8")
     if FLAGS.picture:
         _draw_samples(sets)
-    if FLAGS.strict and report["errors"]:
-        sys.exit(1)
+    return 1 if FLAGS.strict and report["errors"] else 0
 
 
 def _read(data_format: str, split: str, classes: list[str] | None) -> ExampleSet:
-    """A split; if the classes of the recipe do not fit, those of the data with the misfit as the first defect."""
+    """Reads a split; if the recipe's classes do not fit, with the data's own and the mismatch as the first defect."""
+    from refinedet_tf.data.examples import Defect
+    from refinedet_tf.data.readers import read_data
+
     try:
         return read_data(data_format, FLAGS.data_dir, [split], classes)
     except DataError as error:
@@ -53,6 +66,13 @@ def _read(data_format: str, split: str, classes: list[str] | None) -> ExampleSet
 
 
 def _draw_samples(sets: dict[str, ExampleSet]) -> None:
+    """Draws random samples of all splits with their boxes."""
+    import numpy as np
+    import tensorflow as tf
+
+    from refinedet_tf.ops import images as image_ops
+    from refinedet_tf.visualization import draw_detections, save_gallery
+
     samples = [(split, found.classes, example) for split, found in sets.items() for example in found.examples]
     order = np.random.default_rng(FLAGS.seed).permutation(len(samples))[: FLAGS.samples]
     pictures, titles = [], []
@@ -61,22 +81,3 @@ def _draw_samples(sets: dict[str, ExampleSet]) -> None:
         pictures.append(draw_detections(image, example.boxes, example.classes, class_names=classes))
         titles.append(f"{split}: {example.image_id}")
     save_gallery(pictures, FLAGS.picture, titles=titles)
-
-
-def run() -> None:
-    """Entry point: defines the flags and parses them."""
-    flags.DEFINE_string("config", None, "The recipe; without one, the data's own classes and the paper's anchors.")
-    flags.DEFINE_multi_string("set", [], "A value that wins over the recipe's: model.input_size=[512,512]; repeatable.")
-    flags.DEFINE_string("data_dir", None, "The data set.", required=True)
-    flags.DEFINE_enum("format", None, DATA_FORMATS, "The format of the data set; by default the recipe's, or voc.")
-    flags.DEFINE_list("splits", None, "What to inspect, separated by commas; by default all of the recipe.")
-    flags.DEFINE_string("json", None, "A file for the whole report.")
-    flags.DEFINE_string("picture", None, "A PNG for random samples with their boxes.")
-    flags.DEFINE_integer("samples", 12, "Images in the picture.", lower_bound=1)
-    flags.DEFINE_integer("seed", 0, "Decides which images are in the picture.")
-    flags.DEFINE_bool("strict", False, "Exit with code 1 if there is any error.")
-    app.run(main)
-
-
-if __name__ == "__main__":
-    run()

@@ -10,6 +10,7 @@ from refinedet_tf.config import Config, save_config, validate
 from refinedet_tf.data.examples import ExampleSet
 from refinedet_tf.data.pipeline import count_dropped_boxes, training_pipeline
 from refinedet_tf.data.readers import read_data
+from refinedet_tf.errors import ConfigError
 from refinedet_tf.evaluation.evaluator import evaluate
 from refinedet_tf.evaluation.voc import VocResult
 from refinedet_tf.model import RefineDet, build_model
@@ -38,7 +39,7 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
     Raises:
         ConfigError, DataError, WeightFileError: the recipe, the data or the initial weights cannot be used; nothing
             has been written then.
-        FileExistsError: the folder holds a run of another recipe.
+        ConfigError: the folder holds a run of another recipe.
     """
     validate(config)
     train_set = read_data(config.data.format, data_dir, config.data.train_splits, config.model.classes)
@@ -113,7 +114,7 @@ def _claim(work_dir: Path, config: Config) -> None:
     save_config(config, fresh)
     if recipe.exists() and recipe.read_text() != fresh.read_text():
         fresh.unlink()
-        raise FileExistsError(
+        raise ConfigError(
             f"{work_dir} holds a run of another recipe ({recipe}). Use another --work_dir, or the same recipe to go on."
         )
     os.replace(fresh, recipe)

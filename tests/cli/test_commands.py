@@ -31,7 +31,7 @@ def test_evaluate_prints_the_same_figures_for_the_model_and_its_export(finished_
     figures = []
     for number, model in enumerate([finished_run / "model.keras", saved_model]):
         file = tmp_path / f"{number}.json"
-        code, output, error = run("-m", "refinedet_tf.cli.evaluate", f"--model={model}", f"--data_dir={shapes_dir}",
+        code, output, error = run("-m", "refinedet_tf", "evaluate", f"--model={model}", f"--data_dir={shapes_dir}",
                                   "--splits=val", f"--json={file}")  # fmt: skip
         assert code == 0, error
         assert all(name in output for name in ("circle", "square", "triangle", "star", "mean", "COCO"))
@@ -48,7 +48,7 @@ def test_detect_draws_what_it_writes_and_skips_what_it_cannot_read(finished_run,
     for path in sorted((shapes_dir / "JPEGImages").glob("*.jpg"))[:2]:
         shutil.copy(path, photos / f"{path.stem}.png")  # a JPEG under another name is still readable
     (photos / "broken.jpg").write_bytes(b"no image")
-    code, printed, error = run("-m", "refinedet_tf.cli.detect", f"--model={finished_run / 'model.keras'}",
+    code, printed, error = run("-m", "refinedet_tf", "detect", f"--model={finished_run / 'model.keras'}",
                                f"--input={photos}", f"--output_dir={output}", "--score_threshold=0.01",
                                f"--gallery={tmp_path / 'gallery.png'}")  # fmt: skip
     assert code == 0, error
@@ -85,9 +85,9 @@ def test_an_export_never_overwrites(finished_run, saved_model):
         (["train.py", "--config=configs/nowhere.yaml", "--data_dir=d", "--work_dir=w"], "configs/nowhere.yaml"),
         (["train.py", "--config=RECIPE", "--data_dir=d", "--work_dir=w", "--set=train.epoch=3"], "'epochs'"),
         (["train.py", "--config=RECIPE", "--data_dir=/nowhere", "--work_dir=w"], "/nowhere"),
-        (["-m", "refinedet_tf.cli.detect", "--model=nowhere.keras", "--input=setup.cfg", "--output_dir=o"], "nowhere"),
-        (["-m", "refinedet_tf.cli.detect", "--model=m", "--input=configs", "--output_dir=o"], "holds no image"),
-        (["-m", "refinedet_tf.cli.evaluate", "--model=RECIPE", "--data_dir=d"], "no model that can be opened"),
+        (["-m", "refinedet_tf", "detect", "--model=nowhere.keras", "--input=setup.cfg", "--output_dir=o"], "nowhere"),
+        (["-m", "refinedet_tf", "detect", "--model=m", "--input=configs", "--output_dir=o"], "holds no image"),
+        (["-m", "refinedet_tf", "evaluate", "--model=RECIPE", "--data_dir=d"], "no model that can be opened"),
         (["export/savedmodel.py", "--model=RECIPE", "--output_dir=o"], "no model that can be opened"),
     ],
 )

@@ -19,7 +19,7 @@ def test_inspect_data_reports_draws_and_fails_on_errors(shapes_dir, tiny_recipe,
     shutil.copytree(shapes_dir, damaged)
     cut = damaged / "JPEGImages/000000.jpg"
     cut.write_bytes(cut.read_bytes()[:-200])
-    code, output, error = run("-m", "refinedet_tf.cli.inspect_data", f"--config={tiny_recipe}", f"--data_dir={damaged}",
+    code, output, error = run("-m", "refinedet_tf", "inspect-data", f"--config={tiny_recipe}", f"--data_dir={damaged}",
                               "--set=model.classes=[circle,square,triangle]", f"--json={tmp_path / 'report.json'}",
                               f"--picture={tmp_path / 'samples.png'}", "--samples=2", "--strict")  # fmt: skip
     assert code == 1, error
@@ -37,7 +37,7 @@ def test_inspect_data_reports_draws_and_fails_on_errors(shapes_dir, tiny_recipe,
 
 
 def test_make_tfrecords_writes_every_split(shapes_dir, tmp_path):
-    code, output, error = run("-m", "refinedet_tf.cli.make_tfrecords", f"--data_dir={shapes_dir}",
+    code, output, error = run("-m", "refinedet_tf", "make-tfrecords", f"--data_dir={shapes_dir}",
                               "--splits=train,val", f"--classes={','.join(SHAPES)}",
                               f"--output_dir={tmp_path / 'records'}", "--shards=3")  # fmt: skip
     assert code == 0, error

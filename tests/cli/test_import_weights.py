@@ -12,7 +12,7 @@ from tests.conftest import PROJECT
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "refinedet_tf.cli.import_weights", *map(str, arguments)]
+    command = [sys.executable, "-m", "refinedet_tf", "import-weights", *map(str, arguments)]
     return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
 
 

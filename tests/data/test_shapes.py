@@ -1,14 +1,13 @@
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from refinedet_tf.cli import draw_shapes as command
 from refinedet_tf.data import shapes
 from refinedet_tf.data.readers.voc import read_voc
 from refinedet_tf.errors import DataError
+from tests.conftest import PROJECT
 
 SIZE = (128, 160)
 
@@ -102,30 +101,21 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
     assert files(tmp_path) == {(tmp_path / "notes.txt").relative_to(tmp_path): b"mine"}
 
 
+def draw_shapes(*arguments):
+    command = [sys.executable, "-m", "refinedet_tf", "draw-shapes", *arguments]
+    return subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+
+
 def test_the_command_draws_what_its_flags_say(tmp_path):
     output = tmp_path / "drawn"
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "refinedet_tf.cli.draw_shapes",
-            f"--output_dir={output}",
-            "--train=2",
-            "--val=1",
-            "--seed=5",
-        ],
-        check=True,
-        capture_output=True,
-    )
+    result = draw_shapes(f"--output_dir={output}", "--train=2", "--val=1", "--seed=5")
+    assert result.returncode == 0, result.stderr
     shapes.draw_shapes(tmp_path / "expected", {"train": 2, "val": 1}, seed=5)
     assert files(output) == files(tmp_path / "expected")
 
 
-def test_the_command_fails_with_one_line(tmp_path, monkeypatch, capsys):
+def test_the_command_fails_with_one_line(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
-    values = SimpleNamespace(output_dir=str(tmp_path), train=1, val=1, seed=0)
-    monkeypatch.setattr(command.flags, "FLAGS", values)
-    assert command.main(["draw_shapes"]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err == f"error: {tmp_path} is not an empty folder; name a new one.\n"
+    result = draw_shapes(f"--output_dir={tmp_path}")
+    assert result.returncode == 1 and result.stdout == ""
+    assert result.stderr == f"error: {tmp_path} is not an empty folder; name a new one.\n"

@@ -8,7 +8,7 @@ import tensorflow as tf
 from refinedet_tf.config import load_config
 from refinedet_tf.data.pipeline import training_pipeline
 from refinedet_tf.data.readers.voc import read_voc
-from refinedet_tf.errors import DataError, WeightFileError
+from refinedet_tf.errors import ConfigError, DataError, WeightFileError
 from refinedet_tf.training.trainer import evaluate_model, train
 from refinedet_tf.weights import load_model
 
@@ -63,7 +63,7 @@ def test_a_stopped_run_goes_on_where_it_was(tiny_recipe, shapes_dir, tmp_path, m
 
 def test_another_recipe_does_not_overwrite_a_run(finished_run, tiny_recipe, shapes_dir):
     before = {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")}
-    with pytest.raises(FileExistsError, match="another recipe"):
+    with pytest.raises(ConfigError, match="another recipe"):
         train(load_config(tiny_recipe, ["train.learning_rate=0.5"]), shapes_dir, finished_run)
     assert {path: path.stat().st_mtime_ns for path in finished_run.rglob("*")} == before
 

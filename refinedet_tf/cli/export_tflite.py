@@ -1,0 +1,69 @@
+"""Exports a trained model as a TFLite file for phones and boards.
+
+refinedet export-tflite --model=work/best.keras --output=model.tflite --quantize=int8 --data_dir=photos
+"""
+
+import shutil
+from pathlib import Path
+
+from absl import flags
+
+from refinedet_tf.cli.verify import check, define_data_flags, labeled_examples
+from refinedet_tf.errors import ExportError
+
+FLAGS = flags.FLAGS
+MEASURED_IMAGES = 8
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string("model", None, "The .keras file of a trained model.", required=True)
+    flags.DEFINE_string("output", None, "The .tflite file to write.", required=True)
+    quantizations = ["none", "float16", "dynamic", "int8"]
+    flags.DEFINE_enum("quantize", "none", quantizations, "Precision of the weights, or with int8 of the network.")
+    flags.DEFINE_enum("postprocess", "op", ["op", "none"], "Suppress in the file, or output raw predictions.")
+    flags.DEFINE_enum("input_type", "uint8", ["uint8", "float32"], "The type of the pixels, 0..255.")
+    flags.DEFINE_list("calibration_splits", ["train"], "Splits on which int8 ranges are measured.")
+    flags.DEFINE_integer("calibration_images", 200, "The number of images to measure on, at most.", lower_bound=1)
+    flags.DEFINE_list("float_layers", [], "With int8: layers of the model that stay in float32.")
+    flags.DEFINE_string("ranges", None, "With int8: a CSV file for the range and the precision of every tensor.")
+    flags.DEFINE_bool("verify", True, "Compare it with the model, on labeled images or, without any, on drawn ones.")
+    define_data_flags()
+
+
+def main() -> None:
+    """Converts, writes, and compares the file with the model."""
+    from refinedet_tf.data.pipeline import image_pipeline
+    from refinedet_tf.data.readers import read_data
+    from refinedet_tf.inference import numpy_decoder
+    from refinedet_tf.inference.tflite_runner import TFLiteModel
+    from refinedet_tf.serving.tensor_ranges import measure_tensor_ranges, write_tensor_ranges
+    from refinedet_tf.serving.tflite import convert_tflite
+    from refinedet_tf.weights import load_model
+
+    output = Path(FLAGS.output)
+    if output.exists():
+        raise ExportError(f"{output} exists; choose another --output.")
+    model = load_model(FLAGS.model)
+    examples = labeled_examples(model)
+    photos = []
+    if FLAGS.quantize == "int8" and FLAGS.data_dir:
+        data = read_data(FLAGS.format, FLAGS.data_dir, FLAGS.calibration_splits, model.config.classes)
+        photos = [batch[0].numpy() for batch in image_pipeline(data.examples[: FLAGS.calibration_images])]
+    kind = (FLAGS.postprocess, FLAGS.input_type)
+    content = convert_tflite(model, FLAGS.quantize, *kind, photos, FLAGS.float_layers)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_bytes(content)
+    if FLAGS.postprocess == "none":
+        shutil.copy(numpy_decoder.__file__, output.with_name("decode_detections.py"))
+    print(f"Exported {FLAGS.model} with {len(model.config.classes)} classes to {output}")
+    if FLAGS.quantize == "int8" and FLAGS.ranges:
+        served = TFLiteModel(output)
+        images = [served.prepare(photo) for photo in photos[:MEASURED_IMAGES]]
+        layers = [layer.name for layer in model.layers]
+        ranges = measure_tensor_ranges(convert_tflite(model, "none", *kind), content, images, layers)
+        write_tensor_ranges(ranges, FLAGS.ranges)
+        worst = sorted(ranges, key=lambda entry: entry.precision)[:5]
+        print("Least precise:", ", ".join(f"{entry.layer} {entry.precision:.0f} dB" for entry in worst))
+    if FLAGS.verify:
+        check(model, [str(output)], examples)

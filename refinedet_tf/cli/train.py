@@ -1,0 +1,27 @@
+"""Trains a detector from a recipe and labeled images.
+
+Writes checkpoints, logs, curves and average precision to the work folder. A stopped training resumes when the same
+command is given again.
+
+    refinedet train --config=refinedet320_vgg16_voc07 --data_dir=VOCdevkit --work_dir=work/voc --set train.batch_size=8
+"""
+
+from absl import flags
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string("config", None, "The recipe, a YAML file.", required=True)
+    flags.DEFINE_string("data_dir", None, "The data set, in the recipe's data.format.", required=True)
+    flags.DEFINE_string("work_dir", None, "The folder for checkpoints, logs and results.", required=True)
+    flags.DEFINE_multi_string("set", [], "Overrides a value of the recipe: train.batch_size=8. Repeatable.")
+
+
+def main() -> None:
+    """Loads the recipe and trains."""
+    from refinedet_tf.config import load_config
+    from refinedet_tf.training.trainer import train
+
+    train(load_config(FLAGS.config, FLAGS.set), FLAGS.data_dir, FLAGS.work_dir)

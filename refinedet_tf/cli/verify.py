@@ -1,0 +1,86 @@
+"""Compares exported files with the model they were made from.
+
+Prints a table of detections, average precision, size, time and memory; fails if anything exceeds its tolerance.
+
+    refinedet verify --model=work/best.keras --artifact=saved_model/1 --artifact=model.tflite --data_dir=photos
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from absl import flags
+
+from refinedet_tf.config import DATA_FORMATS
+from refinedet_tf.errors import ExportError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from refinedet_tf.data.examples import Example
+    from refinedet_tf.model import RefineDet
+
+FLAGS = flags.FLAGS
+COMPARED_IMAGES = 8
+
+
+def define_flags() -> None:
+    """Defines the flags of this command."""
+    flags.DEFINE_string("model", None, "The .keras file of a trained model.", required=True)
+    flags.DEFINE_multi_string("artifact", None, "A SavedModel folder or a .tflite file. Repeatable.", required=True)
+    flags.DEFINE_string("json", None, "A file for the figures.")
+    define_data_flags()
+
+
+def define_data_flags() -> None:
+    """Defines the flags that name labeled images; the export commands share them."""
+    flags.DEFINE_string("data_dir", None, "Labeled images on which average precision is compared.")
+    flags.DEFINE_enum("format", "voc", DATA_FORMATS, "The format of the data set.")
+    flags.DEFINE_list("splits", ["val"], "The splits to use, separated by commas.")
+
+
+def main() -> None:
+    """Verifies the artifacts that the flags name."""
+    from refinedet_tf.weights import load_model
+
+    model = load_model(FLAGS.model)
+    check(model, FLAGS.artifact, labeled_examples(model), FLAGS.json)
+
+
+def check(model: RefineDet, paths: Sequence[str], examples: Sequence[Example], json_file: str | None = None) -> None:
+    """Verifies exported files and prints the table.
+
+    Raises:
+        ExportError: something exceeds its tolerance.
+    """
+    from refinedet_tf.verification import table, verify, write_json
+
+    results = verify(model, paths, compared_images(examples), examples)
+    print(table(results))
+    if json_file:
+        write_json(results, json_file)
+    if not all(result.passed for result in results):
+        raise ExportError(f"Not what the model detects: {', '.join(r.form for r in results if not r.passed)}.")
+
+
+def labeled_examples(model: RefineDet) -> list[Example]:
+    """Returns the labeled images that the flags name, none without --data_dir."""
+    from refinedet_tf.data.readers import read_data
+
+    if not FLAGS.data_dir:
+        return []
+    return read_data(FLAGS.format, FLAGS.data_dir, FLAGS.splits, model.config.classes).examples
+
+
+def compared_images(examples: Sequence[Example]) -> list[np.ndarray]:
+    """Returns the first labeled images, or drawn ones of two sizes if there are none."""
+    import numpy as np
+
+    from refinedet_tf.data.pipeline import image_pipeline
+    from refinedet_tf.data.shapes import draw_image
+
+    if examples:
+        return [batch[0].numpy() for batch in image_pipeline(examples[:COMPARED_IMAGES])]
+    rng = np.random.default_rng(0)
+    return [draw_image(rng, size)[0] for size in [(240, 320), (320, 240)] * (COMPARED_IMAGES // 2)]
