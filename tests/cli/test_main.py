@@ -117,7 +117,7 @@ def test_an_error_of_the_user_is_a_line_and_a_bug_keeps_its_traceback(tmp_path):
     (tmp_path / "setup.cfg").write_text("")
     result = refinedet("draw-shapes", f"--output_dir={tmp_path / 'setup.cfg' / 'new'}", "--train=1", "--val=0")
     assert result.returncode == 1
-    assert result.stderr == f"error: Not a directory: {tmp_path / 'setup.cfg' / 'new'}\n"
+    assert result.stderr == f"error: Not a directory: {tmp_path / 'setup.cfg/new/Annotations'}\n"
 
 
 def test_an_interrupt_is_one_line_with_exit_code_130(tmp_path):
