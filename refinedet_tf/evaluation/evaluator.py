@@ -9,8 +9,11 @@ import tensorflow as tf
 
 from refinedet_tf.data.examples import ExampleSet
 from refinedet_tf.data.pipeline import evaluation_pipeline, image_pipeline
+from refinedet_tf.errors import ConfigError
 from refinedet_tf.evaluation.coco import CocoResult, coco_average_precision
 from refinedet_tf.evaluation.images import ImageDetections, clip_boxes, detections_to_images, examples_to_truths
+from refinedet_tf.evaluation.prediction import ProtocolDetector
+from refinedet_tf.evaluation.protocols import EvaluationProtocol, find_protocol
 from refinedet_tf.evaluation.voc import VocResult, voc_average_precision
 from refinedet_tf.model import RefineDet
 
@@ -72,23 +75,36 @@ class EvaluationResult:
 
 
 def evaluate(
-    source: RefineDet | Predictor | Sequence[ImageDetections], data: ExampleSet, *, batch_size: int = 8
+    source: RefineDet | Predictor | Sequence[ImageDetections],
+    data: ExampleSet,
+    *,
+    batch_size: int = 8,
+    protocol: str | EvaluationProtocol | None = None,
 ) -> EvaluationResult:
     """Evaluates on labeled images.
 
     Args:
         source: a model, a `Detector`, or the detections of each image in pixels.
         data: the labeled images, such as `read_data` returns.
-        batch_size: images in a batch, for a model; a detector gets one image at a time.
+        batch_size: images in a batch, for a model without a protocol; otherwise one image is processed at a time.
+        protocol: for a model, how detections are made: a name of `PROTOCOLS`, or a protocol of your own. None takes
+            the model's own detection settings, at its own input size.
 
     Returns:
         VOC's and COCO's average precision, of all classes and of each.
 
     Raises:
+        ConfigError: there is no such protocol, or `source` is not a model, which alone can follow one.
         ValueError: the number of images with detections differs from the number of examples, or a class index is out
             of range.
     """
-    if isinstance(source, RefineDet):
+    if isinstance(protocol, str):
+        protocol = find_protocol(protocol)
+    if protocol and not isinstance(source, RefineDet):
+        raise ConfigError("An evaluation protocol needs a Keras model; exported models have fixed settings.")
+    if protocol:
+        detections = ProtocolDetector(source, protocol).detect_all(data.examples)
+    elif isinstance(source, RefineDet):
         detections = _detect(source, data, batch_size)
     elif hasattr(source, "predict"):
         detections = detections_to_images(source.predict(image_pipeline(data.examples)), _sizes(data))
