@@ -287,8 +287,7 @@ def _rounding_detector(model: RefineDet) -> Detector:
 
 
 def _above(detections: Detections) -> Detections:
-    keep = detections.scores > SCORE_THRESHOLD - SCORE_TOLERANCE
-    return Detections(detections.boxes[keep], detections.scores[keep], detections.classes[keep])
+    return detections[detections.scores > SCORE_THRESHOLD - SCORE_TOLERANCE]
 
 
 def _bytes(path: Path) -> int:

@@ -66,7 +66,7 @@ def test_a_changed_model_does_not_pass(tiny_model, exported, images):
 
 def detections(boxes, classes, scores=None):
     scores = np.linspace(0.9, 0.5, len(boxes)) if scores is None else scores
-    return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.float32(scores), np.int32(classes))
+    return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.float32(scores), np.int32(classes), "ab")
 
 
 def test_counterparts_have_one_class_and_are_one_to_one():

@@ -1,26 +1,30 @@
 """Pictures, looked at pixel by pixel."""
 
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from PIL import Image
 
-from refinedet_tf.visualization import class_color, draw_detections, save_gallery, save_loss_curves
+from refinedet_tf.visualization import class_color, draw_detections, save_gallery
+from refinedet_tf.visualization.curves import save_loss_curves
+from refinedet_tf.visualization.labels import place_labels
 
 NAMES = ["cat", "dog", "person"]
-GREY = 90
+GRAY = 90
 
 
-def grey(height=200, width=300):
-    return np.full([height, width, 3], GREY, np.uint8)
+def gray(height=200, width=300):
+    return np.full([height, width, 3], GRAY, np.uint8)
 
 
 def draw(boxes, classes, scores=None, image=None):
-    return draw_detections(grey() if image is None else image, boxes, classes, scores, class_names=NAMES)
+    return draw_detections(gray() if image is None else image, boxes, classes, scores, class_names=NAMES)
 
 
 def changed(picture):
-    return np.any(picture != GREY, axis=-1)
+    return np.any(picture != GRAY, axis=-1)
 
 
 def extent(mask):
@@ -29,7 +33,7 @@ def extent(mask):
     return int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1])
 
 
-def test_border_has_the_colour_of_the_class_and_nothing_else_changes():
+def test_border_has_the_color_of_the_class_and_nothing_else_changes():
     picture = draw([[0.2, 0.4, 0.8, 0.9]], [1])
     color = class_color(1)
     # 60 to 239 across and 80 to 179 down are inside the box.
@@ -43,14 +47,14 @@ def test_border_has_the_colour_of_the_class_and_nothing_else_changes():
 
 
 def test_the_given_image_is_left_as_it_is():
-    image = grey()
+    image = gray()
     image.flags.writeable = False
     assert changed(draw([[0.1, 0.1, 0.5, 0.5]], [0], image=image)).any()
     assert not changed(image).any()
 
 
 def test_lines_and_letters_grow_with_the_image():
-    small, large = draw([[0.2, 0.4, 0.8, 0.9]], [1]), draw([[0.2, 0.4, 0.8, 0.9]], [1], image=grey(1400, 2100))
+    small, large = draw([[0.2, 0.4, 0.8, 0.9]], [1]), draw([[0.2, 0.4, 0.8, 0.9]], [1], image=gray(1400, 2100))
     # The columns of the left line, half way down the box; the rows of the label above it.
     widths = [changed(picture)[len(picture) * 6 // 10, : picture.shape[1] // 2].sum() for picture in (small, large)]
     assert widths == [2, 10]
@@ -116,7 +120,49 @@ def test_no_border_crosses_a_label():
     assert np.array_equal(crossed[top : bottom + 1, left : right + 1], alone[top : bottom + 1, left : right + 1])
 
 
-def test_letters_contrast_with_every_class_colour():
+def test_without_labels_only_borders_are_drawn():
+    picture = draw_detections(gray(), [[0.2, 0.4, 0.8, 0.9]], [1], [0.5], class_names=NAMES, labels=False)
+    assert extent(changed(picture)) == (80, 60, 179, 239)
+
+
+def overlaps(places, sizes):
+    """Pairs of labels that share a pixel, and the labels that leave a 300 x 200 image."""
+    rectangles = [(x, y, x + w, y + h) for (x, y), (w, h) in zip(places, sizes, strict=True)]
+    pairs = [
+        (a, b)
+        for a, b in itertools.combinations(rectangles, 2)
+        if min(a[2], b[2]) > max(a[0], b[0]) and min(a[3], b[3]) > max(a[1], b[1])
+    ]
+    return pairs, [r for r in rectangles if r[0] < 0 or r[1] < 0 or r[2] > 300 or r[3] > 200]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_labels_do_not_cover_each_other_where_there_is_room(seed):
+    rng = np.random.default_rng(seed)
+    corners = rng.integers((30, 20), (220, 120), (5, 2))
+    boxes = [(x, y, x + w, y + h) for (x, y), (w, h) in zip(corners, rng.integers(1, 79, (5, 2)), strict=True)]
+    sizes = [(int(width), 15) for width in rng.integers(20, 60, 5)]
+    places = place_labels(boxes, sizes, (300, 200))
+    assert overlaps(places, sizes) == ([], [])
+    for (left, top, right, bottom), (x, y), (width, height) in zip(boxes, places, sizes, strict=True):
+        # Each label touches its own box.
+        assert x <= right + 1 and x + width >= left and y <= bottom + 1 and y + height >= top
+
+
+def test_labels_of_equal_boxes_lie_side_by_side():
+    boxes, sizes = [(100, 50, 199, 149)] * 8, [(60, 15)] * 8
+    places = place_labels(boxes, sizes, (300, 200))
+    assert places[0] == (100, 35), "the first is above the left end"
+    assert overlaps(places, sizes) == ([], [])
+
+
+def test_without_room_the_least_covering_place_is_taken():
+    boxes, sizes = [(0, 0, 39, 19)] * 3, [(40, 15)] * 3
+    assert place_labels(boxes, sizes, (40, 20)) == [(0, 0), (0, 5), (0, 0)]
+    assert place_labels([(0, 0, 3, 3)], [(40, 15)], (4, 4)) == [(0, 0)], "a label larger than the image"
+
+
+def test_letters_contrast_with_every_class_color():
     def luminance(color):
         channels = np.array(color) / 255
         return np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4) @ (
@@ -126,7 +172,7 @@ def test_letters_contrast_with_every_class_colour():
         )
 
     for index in range(90):
-        picture = draw_detections(grey(), [[0.2, 0.4, 0.8, 0.9]], [index], class_names=["M" * 5] * 90)
+        picture = draw_detections(gray(), [[0.2, 0.4, 0.8, 0.9]], [index], class_names=["M" * 5] * 90)
         tag = picture[:80][changed(picture)[:80]]
         # The letters are the darkest or lightest pixels of the tag.
         ink = max(tag, key=lambda pixel: abs(luminance(pixel) - luminance(class_color(index))))
@@ -136,7 +182,7 @@ def test_letters_contrast_with_every_class_colour():
         assert (light + 0.05) / (dark + 0.05) > 4.5
 
 
-def test_colours_of_classes_differ():
+def test_colors_of_classes_differ():
     colors = np.array([class_color(index) for index in range(90)], float)
     distances = np.linalg.norm(colors[:, None] - colors[None], axis=-1) + 1e3 * np.eye(90)
     assert distances[:20, :20].min() > 45
@@ -154,7 +200,7 @@ def test_unusable_input_is_named():
     with pytest.raises(ValueError, match="2 scores for 1 boxes"):
         draw(box, [0], [0.5, 0.5])
     with pytest.raises(ValueError, match="float32"):
-        draw(box, [0], image=grey().astype(np.float32))
+        draw(box, [0], image=gray().astype(np.float32))
     with pytest.raises(ValueError, match=r"\[200, 300, 4\]"):
         draw(box, [0], image=np.zeros([200, 300, 4], np.uint8))
 
@@ -191,9 +237,9 @@ def test_gallery_refuses_what_it_cannot_show(tmp_path):
     with pytest.raises(ValueError, match="no image"):
         save_gallery([], tmp_path / "g.png")
     with pytest.raises(ValueError, match="1 titles for 2 images"):
-        save_gallery([grey(), grey()], tmp_path / "g.png", titles=["a"])
+        save_gallery([gray(), gray()], tmp_path / "g.png", titles=["a"])
     with pytest.raises(ValueError, match="columns = 0"):
-        save_gallery([grey()], tmp_path / "g.png", columns=0)
+        save_gallery([gray()], tmp_path / "g.png", columns=0)
 
 
 @pytest.fixture

@@ -1,33 +1,68 @@
-"""One way to detect, whatever form the model has."""
+"""One way to detect objects, whatever form the model has."""
 
+import itertools
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from refinedet_tf.errors import DataError, WeightFileError
+from refinedet_tf.errors import ConfigError, WeightFileError
+from refinedet_tf.inference.images import ImageSource, read_image
 from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.model import RefineDet
 from refinedet_tf.serving import read_labels
+from refinedet_tf.visualization.drawing import draw_detections
 from refinedet_tf.weights import load_model
+
+BATCH_SIZE = 8
+MODELS_OF_A_RUN = ("best.keras", "model.keras")
 
 
 @dataclass(frozen=True)
 class Detections:
-    """What was found in one image, best first.
+    """The objects found in one image, best first.
 
     Attributes:
         boxes: float32 `[k, 4]`, (xmin, ymin, xmax, ymax) relative to the image, clipped to it.
         scores: float32 `[k]`, 0..1.
-        classes: int32 `[k]`, indices into the detector's class names.
+        classes: int32 `[k]`, indices into `class_names`.
+        class_names: the names of all classes of the detector, by index.
     """
 
     boxes: np.ndarray
     scores: np.ndarray
     classes: np.ndarray
+    class_names: Sequence[str] = field(repr=False)
+
+    def __len__(self) -> int:
+        """Number of objects."""
+        return len(self.scores)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> "Detections":
+        """Selects objects by a slice, an array of indices or a boolean mask."""
+        return Detections(self.boxes[rows], self.scores[rows], self.classes[rows], self.class_names)
+
+    @property
+    def names(self) -> list[str]:
+        """The class name of each object."""
+        return [self.class_names[index] for index in self.classes]
+
+    def draw(self, image: ImageSource, labels: bool = True) -> np.ndarray:
+        """Draws the objects on a copy of their image.
+
+        Args:
+            image: the image that was given to `Detector.detect`, in any of its forms.
+            labels: whether to write class names and scores beside the boxes.
+
+        Returns:
+            uint8 `[h, w, 3]`, RGB; upright if the image was read from a file.
+        """
+        image = read_image(image)
+        return draw_detections(
+            image, self.boxes, self.classes, self.scores, class_names=self.class_names, labels=labels
+        )
 
 
 class Detector:
@@ -37,44 +72,78 @@ class Detector:
         classes: the class names by index.
     """
 
-    def __init__(self, run: Callable[[tf.Tensor], dict[str, tf.Tensor]], classes: list[str]):
-        """Wraps a function from uint8 RGB `[b, h, w, 3]` of any size to detections as `RefineDet.detect` gives."""
+    def __init__(
+        self,
+        run: Callable[[Iterable[np.ndarray]], dict[str, tf.Tensor]],
+        classes: list[str],
+        *,
+        mixed_sizes: bool = False,
+    ):
+        """Wraps a function that detects objects in a batch of images.
+
+        Args:
+            run: from uint8 RGB `[b, h, w, 3]` of any height and width to detections relative to these images, as
+                `RefineDet.detect` returns them.
+            classes: the class names by index.
+            mixed_sizes: whether `run` also takes a list of `[h, w, 3]` images whose sizes differ. Without it, only
+                images of one size share a batch.
+        """
         self._run = run
+        self._mixed_sizes = mixed_sizes
         self.classes = classes
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Detector":
-        """Opens a .keras file, a SavedModel folder or a .tflite file that this project exported.
+    def load(cls, path: str | os.PathLike, num_threads: int | None = None) -> "Detector":
+        """Opens a model that this project trained or exported.
+
+        Args:
+            path: a .keras file, a SavedModel folder, a .tflite file, or the work folder of a training run, of which
+                `best.keras` is loaded, or `model.keras` if the run never evaluated.
+            num_threads: threads that a .tflite file runs on; by default one for each processor, 8 at most.
 
         Raises:
             WeightFileError: there is no such model, or it cannot be opened.
-            ExportError: the .tflite file is no export of this project.
+            ExportError: the .tflite file was not exported by this project.
+            ConfigError: `num_threads` is given for another kind of model.
         """
+        path = os.fspath(path)
+        if path.endswith(".tflite"):
+            return cls.from_tflite(TFLiteModel(path, num_threads=num_threads))
+        if num_threads is not None:
+            raise ConfigError(f"num_threads applies to .tflite files only; {path} runs on TensorFlow's own threads.")
         if os.path.isdir(path):
-            return cls._from_saved_model(os.fspath(path))
-        if os.fspath(path).endswith(".tflite"):
-            return cls.from_tflite(TFLiteModel(path))
+            models = [model for name in MODELS_OF_A_RUN if os.path.isfile(model := os.path.join(path, name))]
+            return cls.from_model(load_model(models[0])) if models else cls._from_saved_model(path)
         return cls.from_model(load_model(path))
 
     @classmethod
     def from_model(cls, model: RefineDet) -> "Detector":
         """Wraps a model that lives in this process."""
+        resizing = model.resizing
 
-        @tf.function(input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
-        def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            found = model.detect(model.resizing.resize(images))
-            return {**found, "boxes": model.resizing.boxes_to_image(found["boxes"], tf.shape(images)[1:3])}
+        @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
+        def resize(image: tf.Tensor) -> tf.Tensor:
+            return resizing.resize(image)
 
-        return cls(run, list(model.config.classes))
+        @tf.function(input_signature=[tf.TensorSpec([None, *resizing.size, 3]), tf.TensorSpec([None, 2], tf.int32)])
+        def detect(images: tf.Tensor, sizes: tf.Tensor) -> dict[str, tf.Tensor]:
+            found = model.detect(images)
+            return {**found, "boxes": resizing.boxes_to_image(found["boxes"], sizes)}
+
+        def run(images: Iterable[np.ndarray]) -> dict[str, tf.Tensor]:
+            images = list(images)
+            return detect(tf.stack([resize(image) for image in images]), [image.shape[:2] for image in images])
+
+        return cls(run, list(model.config.classes), mixed_sizes=True)
 
     @classmethod
     def from_tflite(cls, model: TFLiteModel) -> "Detector":
         """Wraps an open TFLite file, which takes one image at a time."""
 
-        def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            return pad_detections([model.detect(image) for image in np.asarray(images)], model.max_detections)
+        def run(images: Iterable[np.ndarray]) -> dict[str, tf.Tensor]:
+            return pad_detections([model.detect(np.asarray(image)) for image in images], model.max_detections)
 
-        return cls(run, model.metadata.classes)
+        return cls(run, model.metadata.classes, mixed_sizes=True)
 
     @classmethod
     def _from_saved_model(cls, path: str) -> "Detector":
@@ -98,39 +167,76 @@ class Detector:
         detector._loaded = loaded  # the signature alone does not keep the variables alive
         return detector
 
-    def detect(self, image: np.ndarray | str | os.PathLike, score_threshold: float = 0.0) -> Detections:
-        """Detects the objects in one image.
+    def detect(
+        self, images: ImageSource | Sequence[ImageSource], score_threshold: float = 0.0
+    ) -> Detections | list[Detections]:
+        """Detects the objects in one image, or in each image of a list.
 
         Args:
-            image: uint8 RGB `[h, w, 3]` of any size, or an image file.
-            score_threshold: lower scores are left out, besides those that the model's own threshold leaves out.
-                Boxes beside the image are left out, too.
+            images: an image file, the bytes of one, a PIL image or an array, uint8 RGB `[h, w, 3]`; or a list or tuple
+                of these, whose sizes may differ. Files and PIL images are turned upright by their EXIF orientation.
+                A list is detected in batches of `BATCH_SIZE` images: of any sizes by a Keras model, of equal sizes by
+                a SavedModel; a TFLite file takes one image at a time.
+            score_threshold: lower scores are left out, in addition to those that the model's own threshold leaves out.
+                Boxes outside the image are left out, too.
+
+        Returns:
+            The detections of the image, or a list of them in the order of the images.
 
         Raises:
-            DataError: the file is no readable image, or the array no uint8 RGB image.
+            DataError: an image cannot be read, is too large, or is no uint8 RGB image; the message names its file or,
+                in a list, its index.
         """
-        if not isinstance(image, np.ndarray):
-            image = read_image(image)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3:
-            raise DataError(f"An image must be uint8 [h, w, 3] RGB; this one is {image.dtype} {list(image.shape)}.")
-        found = {name: value[0].numpy() for name, value in self._run(tf.constant(image[np.newaxis])).items()}
-        keep = np.arange(len(found["scores"])) < found["num_detections"]
-        keep &= found["scores"] >= score_threshold
-        boxes = np.clip(found["boxes"], 0, 1)
-        keep &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-        return Detections(boxes[keep], found["scores"][keep], found["classes"][keep])
+        if not isinstance(images, list | tuple):
+            return self._detect_batch([read_image(images)], score_threshold)[0]
+        found = [None] * len(images)
+        for indices, batch in self._batches(images):
+            for index, detections in zip(indices, self._detect_batch(batch, score_threshold), strict=True):
+                found[index] = detections
+        return found
 
     def predict(self, images: tf.data.Dataset) -> dict[str, np.ndarray]:
         """Detections of all images of a data set of batches, uint8 `[b, h, w, 3]`, as `keras.Model.predict` gives."""
         batches = [self._run(batch) for batch in images]
         return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
+    def _batches(self, images: Sequence[ImageSource]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+        """Reads images, `BATCH_SIZE` at a time, and groups them by size where the model needs that."""
+        for start in range(0, len(images), BATCH_SIZE):
+            indices = range(start, min(start + BATCH_SIZE, len(images)))
+            pixels = {index: read_image(images[index], _name(images[index], index)) for index in indices}
+            if self._mixed_sizes:
+                yield list(pixels), list(pixels.values())
+                continue
+            by_size = sorted(indices, key=lambda index: pixels[index].shape)
+            for _, group in itertools.groupby(by_size, key=lambda index: pixels[index].shape):
+                group = list(group)
+                yield group, [pixels[index] for index in group]
+
+    def _detect_batch(self, images: list[np.ndarray], score_threshold: float) -> list[Detections]:
+        batch = images if self._mixed_sizes else tf.constant(np.stack(images))
+        outputs = {name: np.asarray(value) for name, value in self._run(batch).items()}
+        found = []
+        for row in range(len(images)):
+            scores = outputs["scores"][row]
+            boxes = np.clip(outputs["boxes"][row], 0, 1)
+            keep = np.arange(len(scores)) < outputs["num_detections"][row]
+            keep &= scores >= score_threshold
+            keep &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+            found.append(Detections(boxes[keep], scores[keep], outputs["classes"][row][keep], self.classes))
+        return found
+
+
+def _name(image: ImageSource, index: int) -> str:
+    """What error messages call an image of a list."""
+    return os.fspath(image) if isinstance(image, str | os.PathLike) else f"Image {index} of the list"
+
 
 def pad_detections(images: list[dict[str, np.ndarray]], length: int) -> dict[str, tf.Tensor]:
-    """Detections of images, each with its own number of them, as a batch in the form that `RefineDet.detect` gives.
+    """Stacks the detections of images into a batch in the form that `RefineDet.detect` returns.
 
     Args:
-        images: of each image `boxes` `[k, 4]`, `scores` `[k]` and `classes` `[k]`, with k at most `length`.
+        images: `boxes` `[k, 4]`, `scores` `[k]` and `classes` `[k]` of each image; k may differ, up to `length`.
         length: of the batch's tensors.
     """
     batch = {
@@ -142,19 +248,3 @@ def pad_detections(images: list[dict[str, np.ndarray]], length: int) -> dict[str
         for name, padding in (("boxes", 0), ("scores", 0), ("classes", -1))
     }  # fmt: skip
     return {**batch, "num_detections": tf.constant([len(image["scores"]) for image in images])}
-
-
-def read_image(path: str | os.PathLike) -> np.ndarray:
-    """Reads a photo as a person sees it: upright, RGB.
-
-    Returns:
-        uint8 `[h, w, 3]`.
-
-    Raises:
-        DataError: the file is missing or no complete image.
-    """
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise DataError(f"{os.fspath(path)} cannot be read as an image: {error}") from error

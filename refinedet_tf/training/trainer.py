@@ -17,7 +17,7 @@ from refinedet_tf.model import RefineDet, build_model
 from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.training.callbacks import CurrentEpoch, VocEvaluation
 from refinedet_tf.training.optimizers import build_optimizer
-from refinedet_tf.visualization import save_loss_curves
+from refinedet_tf.visualization.curves import save_loss_curves
 from refinedet_tf.weights import load_weights
 
 
