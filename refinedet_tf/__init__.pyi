@@ -3,6 +3,7 @@ from .config import BackboneConfig as BackboneConfig
 from .config import Config as Config
 from .config import DataConfig as DataConfig
 from .config import DetectionConfig as DetectionConfig
+from .config import EvaluationConfig as EvaluationConfig
 from .config import KerasCvLayerConfig as KerasCvLayerConfig
 from .config import ModelConfig as ModelConfig
 from .config import TrainConfig as TrainConfig
@@ -14,9 +15,16 @@ from .errors import DataError as DataError
 from .errors import ExportError as ExportError
 from .errors import RefineDetError as RefineDetError
 from .errors import WeightFileError as WeightFileError
+from .evaluation.callbacks import AveragePrecision as AveragePrecision
 from .evaluation.evaluator import EvaluationResult as EvaluationResult
 from .evaluation.evaluator import evaluate as evaluate
+from .evaluation.evaluator import evaluate_arrays as evaluate_arrays
 from .evaluation.images import ImageDetections as ImageDetections
+from .evaluation.images import ImageTruth as ImageTruth
+from .evaluation.protocols import EvaluationProtocol as EvaluationProtocol
+from .evaluation.result_files import read_detections as read_detections
+from .evaluation.result_files import write_coco_results as write_coco_results
+from .evaluation.result_files import write_voc_results as write_voc_results
 from .inference.detector import Detections as Detections
 from .inference.detector import Detector as Detector
 from .losses import RefineDetLoss as RefineDetLoss

@@ -6,6 +6,7 @@ from refinedet_tf.config import (
     Config,
     DataConfig,
     DetectionConfig,
+    EvaluationConfig,
     KerasCvLayerConfig,
     ModelConfig,
     TrainConfig,
@@ -57,4 +58,5 @@ CHANGED = Config(
         weights="some.file",
         evaluate_every=2,
     ),
+    evaluation=EvaluationConfig("released"),
 )

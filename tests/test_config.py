@@ -202,6 +202,7 @@ def test_values_of_the_wrong_kind_are_named(write, override, words):
         ("train.learning_rate", 0.0, "must be positive"),
         ("train.learning_rate", ".nan", "must be positive"),
         ("train.evaluate_every", 0, "must be positive"),
+        ("evaluation.protocol", "relased", "did you mean 'released'"),
         ("train.warmup_steps", -1, "must not be negative"),
         ("train.weight_decay", -0.1, "must not be negative"),
         ("train.clip_norm", -1.0, "must not be negative"),

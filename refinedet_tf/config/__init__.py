@@ -1,19 +1,21 @@
 """The typed recipe: everything that a training run or a model is built from.
 
-A recipe is a YAML file with three sections, `model`, `data` and `train`: `schema` says what is in them, `loading` reads
-and writes them, `validation` checks what types alone cannot express.
+A recipe is a YAML file with the sections `model`, `data`, `train` and `evaluation`: `schema` defines them, `loading`
+reads and writes them, `validation` checks what types alone cannot express.
 """
 
 from refinedet_tf.config.loading import as_dict, load_config, model_config, save_config
 from refinedet_tf.config.schema import (
     BACKBONES,
     DATA_FORMATS,
+    EVALUATION_PROTOCOLS,
     PREPROCESSING_MODES,
     AugmentationConfig,
     BackboneConfig,
     Config,
     DataConfig,
     DetectionConfig,
+    EvaluationConfig,
     KerasCvLayerConfig,
     ModelConfig,
     TrainConfig,
@@ -23,12 +25,14 @@ from refinedet_tf.config.validation import validate, validate_model
 __all__ = [
     "BACKBONES",
     "DATA_FORMATS",
+    "EVALUATION_PROTOCOLS",
     "PREPROCESSING_MODES",
     "AugmentationConfig",
     "BackboneConfig",
     "Config",
     "DataConfig",
     "DetectionConfig",
+    "EvaluationConfig",
     "KerasCvLayerConfig",
     "ModelConfig",
     "TrainConfig",

@@ -21,6 +21,16 @@ OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("multistep", "cosine")
 SUPPRESSIONS = ("per_class", "across_classes")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+# `evaluation.protocols` defines them.
+EVALUATION_PROTOCOLS = (
+    "paper",
+    "released",
+    "released_coco",
+    "multi_scale_voc_320",
+    "multi_scale_voc_512",
+    "multi_scale_coco_320",
+    "multi_scale_coco_512",
+)
 DATA_FORMATS = ("voc", "coco", "tfrecord", "tfds")
 
 
@@ -221,9 +231,21 @@ class TrainConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """How the model is evaluated on the validation splits.
+
+    Attributes:
+        protocol: one of `EVALUATION_PROTOCOLS`; None takes `model.detection` at the model's input size.
+    """
+
+    protocol: str | None = None
+
+
+@dataclass
 class Config:
     """A whole recipe."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

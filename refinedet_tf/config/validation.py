@@ -5,6 +5,7 @@ import itertools
 from refinedet_tf.config.schema import (
     BACKBONES,
     DATA_FORMATS,
+    EVALUATION_PROTOCOLS,
     OPTIMIZERS,
     PRECISIONS,
     PREPROCESSING_MODES,
@@ -47,6 +48,8 @@ def validate(config: Config) -> None:
     _check(0 <= train.momentum < 1, "train.momentum", train.momentum, "must be in [0, 1)")
     for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
         _check_choice(f"train.{key}", getattr(train, key), known)
+    if config.evaluation.protocol is not None:
+        _check_choice("evaluation.protocol", config.evaluation.protocol, EVALUATION_PROTOCOLS)
 
 
 def validate_model(model: ModelConfig) -> None:

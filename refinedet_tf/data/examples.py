@@ -77,6 +77,7 @@ class ExampleSet:
     examples: list[Example]
     classes: list[str]
     defects: list[Defect]
+    category_ids: list[int] | None = None  # of each class, its id in COCO's categories
 
     def __len__(self) -> int:
         """Number of examples."""

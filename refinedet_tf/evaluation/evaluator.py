@@ -1,19 +1,20 @@
 """Evaluates a model, a detector or detections on labeled images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
 
-from refinedet_tf.data.examples import ExampleSet
+from refinedet_tf.data.examples import Example, ExampleSet
 from refinedet_tf.data.pipeline import evaluation_pipeline, image_pipeline
 from refinedet_tf.errors import ConfigError
 from refinedet_tf.evaluation.coco import CocoResult, coco_average_precision
 from refinedet_tf.evaluation.images import ImageDetections, clip_boxes, detections_to_images, examples_to_truths
 from refinedet_tf.evaluation.prediction import ProtocolDetector
 from refinedet_tf.evaluation.protocols import EvaluationProtocol, find_protocol
+from refinedet_tf.evaluation.tables import decimals, text_table
 from refinedet_tf.evaluation.voc import VocResult, voc_average_precision
 from refinedet_tf.model import RefineDet
 
@@ -113,6 +114,36 @@ def evaluate(
     return evaluate_detections(detections, data)
 
 
+def evaluate_arrays(
+    batches: Iterable[tuple[Mapping[str, np.ndarray], Mapping[str, np.ndarray], tuple[int, int]]],
+    classes: Sequence[str],
+) -> EvaluationResult:
+    """Evaluates plain arrays, of any detector.
+
+    Args:
+        batches: of each batch the detections, the ground truth, and height and width of its images in pixels.
+            Detections: `boxes` `[b, k, 4]`, relative (xmin, ymin, xmax, ymax), `scores` `[b, k]` (or `confidence`, as
+            KerasCV calls them), `classes` `[b, k]` and `num_detections` `[b]`. Ground truth: `boxes` `[b, m, 4]` and
+            `classes` `[b, m]`, padded with class -1, and optionally `difficult` `[b, m]`.
+        classes: the class names by index.
+
+    Raises:
+        ValueError: as `check_images`.
+    """
+    detections, examples = [], []
+    for found, truth, (height, width) in batches:
+        found = {"scores": found.get("confidence"), **found}
+        detections += detections_to_images(found, [(height, width)] * len(truth["classes"]))
+        for index, labels in enumerate(np.asarray(truth["classes"])):
+            real = labels >= 0
+            flags = np.zeros(int(real.sum()), bool)
+            difficult = np.asarray(truth["difficult"][index], bool)[real] if "difficult" in truth else flags
+            boxes = np.asarray(truth["boxes"][index], np.float32)[real]
+            name = str(len(examples))
+            examples.append(Example(name, "", height, width, boxes, labels[real].astype(int), difficult, flags))
+    return evaluate_detections(detections, ExampleSet(examples, list(classes), []))
+
+
 def evaluate_detections(detections: list[ImageDetections], data: ExampleSet) -> EvaluationResult:
     """Evaluates detections by both definitions, each with its own coordinates.
 
@@ -143,6 +174,16 @@ def evaluate_detections(detections: list[ImageDetections], data: ExampleSet) -> 
         coco=coco_average_precision(coco, truths, data.classes),
         detections=detections,
     )
+
+
+def comparison_table(results: Mapping[str, EvaluationResult]) -> str:
+    """Returns a text table with a row for each named result."""
+    columns = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+    rows = [("", "AP 11-point", "AP area", *(f"COCO {columns[0]}", *columns[1:]))]
+    for name, result in results.items():
+        figures = (result.ap_11_point, result.ap_area, *(result.coco.metrics[column] for column in columns))
+        rows.append((name, *map(decimals, figures)))
+    return text_table(rows, mean_row=False)
 
 
 def _detect(model: RefineDet, data: ExampleSet, batch_size: int) -> list[ImageDetections]:

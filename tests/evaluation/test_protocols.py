@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from refinedet_tf.config import DetectionConfig
+from refinedet_tf.config import EVALUATION_PROTOCOLS, DetectionConfig
 from refinedet_tf.data.examples import Example, ExampleSet
 from refinedet_tf.errors import ConfigError
 from refinedet_tf.evaluation.evaluator import evaluate
@@ -56,6 +56,10 @@ def test_constants_of_multi_scale_protocols():
             assert protocol.merge == ("vote" if voc else "soft_vote")
             expected = DetectionConfig(0.01, 0.45, 1000, 500) if voc else DetectionConfig(0.05, 0.45, 400, 200)
             assert protocol.detection == expected
+
+
+def test_recipes_know_the_protocols():
+    assert tuple(PROTOCOLS) == EVALUATION_PROTOCOLS
 
 
 def test_an_unknown_protocol_is_named():
