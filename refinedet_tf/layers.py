@@ -19,7 +19,8 @@ class Preprocessing(keras.layers.Layer):
 
     Input and output `[b, h, w, 3]`. Modes: `caffe` is BGR minus the mean (104, 117, 123), as the original VGG-16 and
     ResNet-101; `tf` is RGB scaled to -1..1, as the MobileNets of keras.applications; `torch` is RGB in 0..1 minus
-    ImageNet's mean, divided by its deviation, as torchvision; `none` leaves images as they are.
+    ImageNet's mean, divided by its deviation, as torchvision; `lite` is (RGB - 127) / 128, as EfficientNet-Lite; `none`
+    leaves images as they are.
     """
 
     def __init__(self, mode: str, **kwargs: object):
@@ -35,6 +36,8 @@ class Preprocessing(keras.layers.Layer):
             return tf.reverse(images, axis=[-1]) - tf.constant([104.0, 117.0, 123.0])
         if self.mode == "tf":
             return images / 127.5 - 1.0
+        if self.mode == "lite":
+            return (images - 127.0) / 128.0
         if self.mode == "torch":
             return (images / 255.0 - tf.constant([0.485, 0.456, 0.406])) / tf.constant([0.229, 0.224, 0.225])
         return images

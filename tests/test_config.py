@@ -87,11 +87,6 @@ def test_backbones_of_keras_cv_keep_their_class_and_its_arguments(write, tmp_pat
     assert load_config(tmp_path / "saved.yaml") == config
 
 
-def test_keras_cv_without_a_network_says_what_to_name(write):
-    with pytest.raises(ConfigError, match=r"model\.backbone\.preset_or_class = None: name a backbone class"):
-        load_config(write(MINIMAL), ["model.backbone.name=keras_cv"])
-
-
 def test_overrides_win_over_the_file_and_later_ones_over_earlier_ones(write):
     path = write(MINIMAL + "train: {batch_size: 4, epochs: 9}\n")
     train = load_config(path, overrides=["train.batch_size=8", "train.seed=1", "train.seed=2"]).train
@@ -173,10 +168,7 @@ def test_values_of_the_wrong_kind_are_named(write, override, words):
         ("model.input_size", [0, 64], "multiples of 64"),
         ("model.input_size", [64, -64], "multiples of 64"),
         ("model.backbone.name", "vgg61", "did you mean 'vgg16'?"),
-        ("model.backbone.alpha", 0.5, "leave it out for vgg16"),
         ("model.backbone.alpha", -1.0, "must be positive"),
-        ("model.backbone.preset_or_class", "ResNet50V2Backbone", "leave it out for vgg16"),
-        ("model.backbone.arguments", "{a: 1}", "leave it out for vgg16"),
         ("model.backbone.preprocessing", "cafe", "did you mean 'caffe'?"),
         ("model.backbone.frozen_stages", -1, "must not be negative"),
         ("model.resize", "leterbox", "did you mean 'letterbox'?"),
@@ -276,7 +268,7 @@ def test_shipped_recipes_load_and_are_named_after_what_they_hold(path):
     config = load_config(path)
     size, backbone, _ = path.stem.removeprefix("refinedet").split("_", 2)
     assert config.model.input_size == [int(size), int(size)]
-    assert config.model.backbone.name.startswith(backbone)
+    assert backbone in config.model.backbone.name
 
 
 def test_there_are_recipes():

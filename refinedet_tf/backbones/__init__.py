@@ -1,26 +1,35 @@
 """The networks below the detector.
 
-A backbone is a function from preprocessed images and its part of the recipe to four feature maps at strides 8, 16, 32
-and 64, the sources of the ARM and of the transfer connection blocks. To add one: write a module with `PREPROCESSING`,
-`NORMALIZATION` and `build`, list it here, and name it in `config.BACKBONES`.
+A backbone maps preprocessed images to four feature maps at strides 8, 16, 32 and 64, the sources of the ARM and of the
+transfer connection blocks. To add one, write a module with a constant `BACKBONE` (see `definition.Backbone`) and list
+its names in `config.BACKBONES`. Modules are imported when a model first needs them.
 """
+
+import dataclasses
+from importlib import import_module
 
 import tensorflow as tf
 
-from refinedet_tf.backbones import kerascv, mobilenet, resnet101, vgg16
+from refinedet_tf.backbones.definition import Application, Backbone, PackagedWeights
 from refinedet_tf.backbones.freezing import freeze
-from refinedet_tf.config import BackboneConfig
+from refinedet_tf.config import BACKBONES, BackboneConfig
+from refinedet_tf.errors import ConfigError
 from refinedet_tf.layers import Normalization, Preprocessing
 
-_MODULES = {
-    "vgg16": vgg16,
-    "resnet101": resnet101,
-    "mobilenet_v1": mobilenet,
-    "mobilenet_v2": mobilenet,
-    "mobilenet_v3_small": mobilenet,
-    "mobilenet_v3_large": mobilenet,
-    "keras_cv": kerascv,
-}
+# Fields of `BackboneConfig` that every backbone supports.
+_SHARED_FIELDS = ("name", "preprocessing", "frozen_stages", "freeze_batch_norm")
+
+__all__ = [
+    "Application",
+    "Backbone",
+    "PackagedWeights",
+    "backbone_of",
+    "build_backbone",
+    "input_form",
+    "normalization_of",
+    "packaged_weights",
+    "without_download",
+]
 
 
 def build_backbone(images: tf.Tensor, config: BackboneConfig) -> list[tf.Tensor]:
@@ -34,22 +43,56 @@ def build_backbone(images: tf.Tensor, config: BackboneConfig) -> list[tf.Tensor]
         Feature maps `[b, h / s, w / s, c]` for strides `s` 8, 16, 32, 64.
 
     Raises:
-        ConfigError: KerasCV has no such backbone, or there are fewer stages than shall be frozen.
+        ConfigError: the backbone does not use a field that is set, cannot be built, or has fewer stages than
+            `frozen_stages`.
     """
-    module = _MODULES[config.name]
-    mode = config.preprocessing or module.PREPROCESSING
-    # Without a layer in between, a KerasCV network is built on the graph's own input.
+    backbone = backbone_of(config.name)
+    _check_fields(config, backbone)
+    mode = config.preprocessing or backbone.preprocessing
+    # A network of KerasCV or KerasHub is built on the graph's own input if nothing is in between.
     x = images if mode == "none" else Preprocessing(mode, name="preprocessing")(images)
-    maps = module.build(x, config)
+    maps = backbone.build(x, config)
     freeze(images, maps, config)
     return maps
 
 
+def backbone_of(name: str) -> Backbone:
+    """Returns the description of a backbone, one of `config.BACKBONES`."""
+    return import_module(f"refinedet_tf.backbones.{BACKBONES[name]}").BACKBONE
+
+
 def normalization_of(config: BackboneConfig) -> Normalization:
-    """How the backbone's batch normalisation is made, which the layers on top follow."""
-    return _MODULES[config.name].NORMALIZATION
+    """Returns the batch normalization of the layers on top of a backbone."""
+    return backbone_of(config.name).normalization
+
+
+def input_form(config: BackboneConfig) -> str:
+    """Returns the form of input that a backbone sees: one of `config.PREPROCESSING_MODES`, or `KerasCV's own`."""
+    backbone = backbone_of(config.name)
+    return config.preprocessing or backbone.input_form or backbone.preprocessing
+
+
+def packaged_weights() -> dict[str, PackagedWeights]:
+    """Returns the ImageNet weights that pip can install, by backbone name."""
+    modules = dict.fromkeys(BACKBONES.values())
+    return {
+        name: weights
+        for module in modules
+        for name, weights in import_module(f"refinedet_tf.backbones.{module}").BACKBONE.packaged_weights.items()
+    }
 
 
 def without_download(config: BackboneConfig) -> BackboneConfig:
-    """The same backbone, said so that it can be built without a download: what a saved model carries."""
-    return kerascv.without_download(config) if config.name == "keras_cv" else config
+    """Returns a section that builds the same backbone without a download, as a saved model carries it."""
+    return backbone_of(config.name).without_download(config)
+
+
+def _check_fields(config: BackboneConfig, backbone: Backbone) -> None:
+    """Refuses settings that a backbone would ignore."""
+    defaults = BackboneConfig()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name not in (*_SHARED_FIELDS, *backbone.fields) and value != getattr(defaults, field.name):
+            raise ConfigError(
+                f"model.backbone.{field.name} = {value!r}: {config.name} has no such setting; leave it out."
+            )

@@ -9,14 +9,10 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import keras
 
-from refinedet_tf.backbones.mobilenet import extra_level
+from refinedet_tf.backbones.definition import Backbone
+from refinedet_tf.backbones.extra_level import extra_level
 from refinedet_tf.config import BackboneConfig
 from refinedet_tf.errors import ConfigError, did_you_mean
-from refinedet_tf.layers import DEFAULT_NORMALIZATION
-
-# KerasCV's networks take RGB in 0..255 and rescale it in a first layer of their own.
-PREPROCESSING = "none"
-NORMALIZATION = DEFAULT_NORMALIZATION
 
 LEVELS = ("P3", "P4", "P5")
 
@@ -81,9 +77,11 @@ def _plain(value: Any) -> Any:
 
 
 def _network(config: BackboneConfig, arguments: dict[str, Any], load_weights: bool | None = None) -> keras.Model:
-    import keras_cv  # a second or two of import that other backbones need not pay
+    import keras_cv  # takes a second or two to import, which other backbones need not pay
 
     name = config.preset_or_class
+    if not name:
+        raise ConfigError(f"{KEY} = {name!r}: name a backbone class of keras_cv.models, a preset or a preset's folder.")
     classes = _backbone_classes(keras_cv.models)
     try:
         if name in classes:
@@ -121,3 +119,13 @@ def _name_for_good(network: keras.Model) -> None:
 def _backbone_classes(models: ModuleType) -> dict[str, type]:
     """Backbones of keras_cv.models by name."""
     return {name: value for name, value in vars(models).items() if name.endswith("Backbone") and name != "Backbone"}
+
+
+# KerasCV's networks take RGB in 0..255 and rescale it in their first layer.
+BACKBONE = Backbone(
+    build,
+    "none",
+    input_form="KerasCV's own",
+    fields=("preset_or_class", "arguments"),
+    without_download=without_download,
+)

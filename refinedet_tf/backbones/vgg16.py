@@ -1,13 +1,11 @@
-"""The reduced VGG-16 of the paper: fc6 and fc7 as convolutions, conv6_1 and conv6_2 on top, two normalised maps."""
+"""The reduced VGG-16 of the paper: fc6 and fc7 as convolutions, conv6_1 and conv6_2 on top, two maps L2-normalized."""
 
 import tensorflow as tf
 from tensorflow import keras
 
+from refinedet_tf.backbones.definition import Application, Backbone
 from refinedet_tf.config import BackboneConfig
-from refinedet_tf.layers import DEFAULT_NORMALIZATION, L2Normalization, xavier
-
-PREPROCESSING = "caffe"
-NORMALIZATION = DEFAULT_NORMALIZATION
+from refinedet_tf.layers import L2Normalization, xavier
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
@@ -17,7 +15,7 @@ def build(x: tf.Tensor, config: BackboneConfig) -> list[tf.Tensor]:
 
     Args:
         x: `[b, h, w, 3]`, BGR minus mean.
-        config: unused; VGG-16 has one form.
+        config: not used.
 
     Returns:
         `conv4_3_norm`, `conv5_3_norm`, `fc7`, `conv6_2`: 512, 512, 1024, 512 channels.
@@ -35,7 +33,7 @@ def build(x: tf.Tensor, config: BackboneConfig) -> list[tf.Tensor]:
     # Symmetric padding as in Caffe; Keras's `same` would pad right and below only.
     padded = keras.layers.ZeroPadding2D(1, name="conv6_2_padding")(conv6_1)
     conv6_2 = _conv(padded, 512, 3, "conv6_2", strides=2, padding="valid")
-    # The trunk goes on from the maps that are not normalised.
+    # The trunk continues from the maps before normalization.
     conv4_3 = L2Normalization(10.0, name="conv4_3_norm")(maps[4])
     conv5_3 = L2Normalization(8.0, name="conv5_3_norm")(maps[5])
     return [conv4_3, conv5_3, fc7, conv6_2]
@@ -44,3 +42,7 @@ def build(x: tf.Tensor, config: BackboneConfig) -> list[tf.Tensor]:
 def _conv(x: tf.Tensor, filters: int, kernel: int, name: str, **kwargs: object) -> tf.Tensor:
     options = {"padding": "same", "activation": "relu", "kernel_initializer": xavier(), **kwargs}
     return keras.layers.Conv2D(filters, kernel, name=name, **options)(x)
+
+
+# fc6 and fc7 are made from the classifier's fc1 and fc2.
+BACKBONE = Backbone(build, "caffe", application=lambda config: Application("VGG16", needs_top=True))

@@ -5,16 +5,20 @@ from typing import Any
 
 from omegaconf import MISSING
 
-BACKBONES = (
-    "vgg16",
-    "resnet101",
-    "mobilenet_v1",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "mobilenet_v3_large",
-    "keras_cv",
-)
-PREPROCESSING_MODES = ("caffe", "tf", "torch", "none")
+# The module of refinedet_tf/backbones that builds each backbone.
+BACKBONES = {
+    "vgg16": "vgg16",
+    "resnet101": "resnet101",
+    "mobilenet_v1": "mobilenet",
+    "mobilenet_v2": "mobilenet",
+    "mobilenet_v3_small": "mobilenet",
+    "mobilenet_v3_large": "mobilenet",
+    "efficientnet_lite0": "efficientnet_lite",
+    "efficientnet_lite1": "efficientnet_lite",
+    "efficientnet_lite2": "efficientnet_lite",
+    "keras_cv": "kerascv",
+}
+PREPROCESSING_MODES = ("caffe", "tf", "torch", "lite", "none")
 RESIZE_MODES = ("warp", "letterbox")
 UPSAMPLING = ("deconvolution", "resize")
 OPTIMIZERS = ("sgd", "adam")
@@ -40,7 +44,7 @@ class BackboneConfig:
 
     Attributes:
         name: one of `BACKBONES`.
-        alpha: width multiplier of the MobileNets; other backbones need 1.
+        alpha: width multiplier of the MobileNets.
         preset_or_class: for `keras_cv`: a class of keras_cv.models such as ResNetV2Backbone, or a preset such as
             resnet50_v2_imagenet or a folder that `save_to_preset` wrote.
         arguments: for a class of keras_cv.models: arguments of its constructor.
@@ -208,7 +212,8 @@ class TrainConfig:
         precision: Keras's precision policy, one of `PRECISIONS`.
         jit_compile: compile the training step with XLA.
         seed: seeds initial weights, order and augmentation.
-        weights: initial weights: a file, `imagenet` (keras.applications, a download), or nothing.
+        weights: initial weights: a file, `imagenet` (keras.applications, a download), `efficientnet_lite0` (1, 2: the
+            package of the extra lite0), or nothing.
         evaluate_every: epochs between evaluations on the validation splits; the last epoch is always evaluated.
     """
 

@@ -104,26 +104,8 @@ def validate_model(model: ModelConfig) -> None:
 
 
 def _validate_backbone(backbone: BackboneConfig) -> None:
-    name, alpha = backbone.name, backbone.alpha
-    _check_choice("model.backbone.name", name, BACKBONES)
-    _check(alpha > 0, "model.backbone.alpha", alpha, "must be positive")
-    _check(
-        name.startswith("mobilenet") or alpha == 1,
-        "model.backbone.alpha",
-        alpha,
-        f"only the MobileNets have one; leave it out for {name}",
-    )
-    if name == "keras_cv":
-        _check(
-            bool(backbone.preset_or_class),
-            "model.backbone.preset_or_class",
-            backbone.preset_or_class,
-            "name a backbone class of keras_cv.models, a preset or a preset's folder",
-        )
-    else:
-        for key in ("preset_or_class", "arguments"):
-            value = getattr(backbone, key)
-            _check(not value, f"model.backbone.{key}", value, f"only keras_cv has one; leave it out for {name}")
+    _check_choice("model.backbone.name", backbone.name, tuple(BACKBONES))
+    _check(backbone.alpha > 0, "model.backbone.alpha", backbone.alpha, "must be positive")
     if backbone.preprocessing is not None:
         _check_choice("model.backbone.preprocessing", backbone.preprocessing, PREPROCESSING_MODES)
     _check(backbone.frozen_stages >= 0, "model.backbone.frozen_stages", backbone.frozen_stages, "must not be negative")

@@ -24,7 +24,7 @@ class Weights:
         arrays: values by `layer/variable`, such as `conv4_3/kernel`.
         origins: every layer of the file, and the arrays that were made from it.
         transforms: what was done to an array, by its name; the others are as in the file.
-        preprocessing: the form of input that the weights expect, as `input_mode` names it; None where it is unknown.
+        preprocessing: the form of input that the weights expect, as `backbones.input_form` says; None if unknown.
         classes: names of the classes, without background, where the file has them.
         file_names: names in the file of layers whose names differ.
         notes: what was assumed, for the report.

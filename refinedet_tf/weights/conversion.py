@@ -10,13 +10,13 @@ from refinedet_tf.errors import WeightFileError
 from refinedet_tf.layers import L2Normalization
 from refinedet_tf.model import RefineDet
 from refinedet_tf.weights.assignment import Weights, is_detector_layer
+from refinedet_tf.weights.efficientnet_lite import TRANSPOSED, efficientnet_lite_weights, is_efficientnet
 from refinedet_tf.weights.files.caffe import fold_statistics, read_caffemodel
 from refinedet_tf.weights.files.pytorch import read_state_dict
 from refinedet_tf.weights.names import LUUUYI, REDUCED_VGG16, caffe_layers
 
 Blobs = dict[str, list[np.ndarray]]  # by Caffe layer
 
-TRANSPOSED = "transposed"
 REVERSED = "transposed, input channels reversed"
 SUBSAMPLED = "subsampled from ImageNet's fc6 and fc7"
 DIVIDED = "divided by Caffe's moving average factor"
@@ -48,7 +48,7 @@ def caffe_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
 
 
 def pytorch_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
-    """Reads a .pth of luuuyi's RefineDet.PyTorch or the vgg16_reducedfc.pth of ssd.pytorch.
+    """Reads a .pth of luuuyi's RefineDet.PyTorch, the vgg16_reducedfc.pth of ssd.pytorch, or an EfficientNet-Lite.
 
     luuuyi's models see RGB, ours BGR, minus the same mean of each colour: the input channels of `conv1_1` are reversed,
     which is exact. vgg16_reducedfc.pth is taken to see BGR, as the Caffe file that it comes from.
@@ -61,9 +61,11 @@ def pytorch_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
         The weights of all layers of the model that the file has.
 
     Raises:
-        WeightFileError: the file is unreadable or of neither kind, or the model's backbone is not VGG-16.
+        WeightFileError: the file is unreadable or of another kind, or of another network than the model's backbone.
     """
     tensors = read_state_dict(path)
+    if is_efficientnet(tensors):
+        return efficientnet_lite_weights(model, tensors, os.fspath(path))
     modules = list(dict.fromkeys(key.rpartition(".")[0] or key for key in tensors))
     if "vgg.0" in modules:
         table, owner = LUUUYI, "(PyTorch, luuuyi)"
@@ -73,8 +75,8 @@ def pytorch_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
         note = "the channel order of conv1_1 is documented nowhere; BGR is assumed, as in the Caffe original"
     else:
         raise WeightFileError(
-            f"{os.fspath(path)} is neither a RefineDet of luuuyi/RefineDet.PyTorch nor vgg16_reducedfc.pth: it holds "
-            f"{', '.join(list(tensors)[:5])} ... Models of torchvision do not fit."
+            f"{os.fspath(path)} is neither a RefineDet of luuuyi/RefineDet.PyTorch nor vgg16_reducedfc.pth nor an "
+            f"EfficientNet-Lite: it holds {', '.join(list(tensors)[:5])} ... Models of torchvision do not fit."
         )
     # Modules that the table does not know keep their names and are reported as unused.
     layers = {

@@ -10,6 +10,8 @@ import h5py
 import numpy as np
 from tensorflow import keras
 
+from refinedet_tf.backbones import input_form
+from refinedet_tf.config import BackboneConfig
 from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
 from refinedet_tf.weights.assignment import Weights, by_name, is_detector_layer, layer_of, named_variables, plain_name
@@ -19,8 +21,6 @@ from refinedet_tf.weights.imagenet import imagenet_weights
 
 MAX_CONFIG_BYTES = 2**20  # of a .keras file's config.json; a RefineDet's has some thousand
 MAX_SECONDS = 300  # to read through a file; the largest RefineDet takes one
-
-_NATIVE_INPUTS = {"vgg16": "caffe", "resnet101": "caffe", "keras_cv": "KerasCV's own"}
 
 
 def npz_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
@@ -42,8 +42,9 @@ def npz_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
         raise WeightFileError(f"{os.fspath(path)} is no readable .npz archive of arrays: {error}") from error
     if any(map(is_detector_layer, arrays)):
         return by_name("RefineDet, by variable name", arrays)
-    backbone = model.config.backbone.name
-    return by_name("classification network, by variable name", arrays, preprocessing=_NATIVE_INPUTS.get(backbone, "tf"))
+    # Arrays of a classification network say nothing about its input: the backbone's own form is assumed.
+    expected = input_form(BackboneConfig(model.config.backbone.name))
+    return by_name("classification network, by variable name", arrays, preprocessing=expected)
 
 
 def keras_weights(path: str | os.PathLike) -> Weights:
@@ -56,7 +57,7 @@ def keras_weights(path: str | os.PathLike) -> Weights:
     model = load_model(path)
     arrays = {name: variable.numpy() for name, variable in named_variables(model).items()}
     classes = list(model.config.classes)
-    return by_name("RefineDet saved by Keras", arrays, preprocessing=input_mode(model), classes=classes)
+    return by_name("RefineDet saved by Keras", arrays, preprocessing=input_form(model.config.backbone), classes=classes)
 
 
 def h5_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
@@ -170,12 +171,3 @@ def _expect_refinedet(path: str | os.PathLike) -> None:
         config = json.loads(archive.read("config.json"))
     if config["registered_name"] != keras.utils.get_registered_name(RefineDet):
         raise WeightFileError(f"{os.fspath(path)} holds a {config['class_name']}, not a RefineDet.")
-
-
-def input_mode(model: RefineDet) -> str:
-    """The form of input that a model's backbone sees: one of `config.PREPROCESSING_MODES`, or `KerasCV's own`."""
-    backbone = model.config.backbone
-    if backbone.name == "keras_cv" and backbone.preprocessing is None:
-        return _NATIVE_INPUTS["keras_cv"]
-    modes = [layer.mode for layer in model.layers if layer.name == "preprocessing"]
-    return modes[0] if modes else "none"

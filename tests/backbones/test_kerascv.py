@@ -162,6 +162,11 @@ def test_backbones_that_kerascv_cannot_give_are_named(name, message):
         build_backbone(keras.Input((64, 64, 3)), config)
 
 
+def test_a_missing_class_says_what_to_name():
+    with pytest.raises(ConfigError, match=r"model\.backbone\.preset_or_class = None: name a backbone class"):
+        build_backbone(keras.Input((64, 64, 3)), BackboneConfig("keras_cv"))
+
+
 def test_network_without_the_levels_is_refused_by_naming_them():
     shallow = {key: values[:3] for key, values in NETWORKS["ResNetV2Backbone"].items()}
     config = BackboneConfig("keras_cv", preset_or_class="ResNetV2Backbone", arguments=shallow)

@@ -128,7 +128,7 @@ def test_what_keras_applications_cannot_give_is_said(monkeypatch, tmp_path):
 
     model = build("mobilenet_v1", alpha=0.25)
     monkeypatch.setattr(keras.applications, "MobileNet", fail)
-    with pytest.raises(WeightFileError, match=r"MobileNet \(alpha 0\.25\) are not to be had.*URL fetch failure"):
+    with pytest.raises(WeightFileError, match=r"MobileNet \(alpha 0\.25\) cannot be downloaded.*URL fetch failure"):
         load_weights(model, "imagenet")
     monkeypatch.undo()
     keras.applications.MobileNet(weights=None, alpha=0.5).save(tmp_path / "half.h5")
