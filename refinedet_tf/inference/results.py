@@ -1,7 +1,7 @@
 """Detections in files, in the forms that other tools read.
 
-Every writer writes an image's results as they come. Whatever ends the program, a full disk or a kill included, the files
-hold what was done before and can be read, but for `coco/instances.json`, which is written at the end.
+Each image's results are written as they come. Whatever ends the program, a full disk or a kill included, the files hold
+what was done before and can be read. Only `coco/instances.json` is written at the end.
 """
 
 import csv
@@ -248,7 +248,8 @@ class GrowingFile:
 
     def __init__(self, path: Path, head: str, tail: str):
         """Starts a file that consists of `head` and `tail`."""
-        self._file = open(path, "wb", buffering=0)  # noqa: SIM115  kept open until `close`
+        self._path = path
+        self._file = io.FileIO(path, "w")
         self._position = 0
         self._tail = b""
         self.append(head, tail)
@@ -258,9 +259,9 @@ class GrowingFile:
         text, tail = text.encode(), tail.encode()
         try:
             self._write(text + tail)
-        except OSError:
+        except OSError as error:
             self._write(self._tail)
-            raise
+            raise type(error)(error.errno, error.strerror, str(self._path)) from error
         self._position += len(text)
         self._tail = tail
 
