@@ -1,10 +1,12 @@
-"""Reading ahead in a thread."""
+"""Reading ahead in a thread, and in batches."""
 
 import contextlib
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TypeVar
+
+from refinedet_tf.errors import RefineDetError
 
 Item = TypeVar("Item")
 
@@ -59,3 +61,20 @@ def in_background(items: Generator[Item, None, None], ahead: int, *, drop_oldest
     finally:
         closed.set()
         thread.join()
+
+
+def batched(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Yields lists of `size` items, the last one shorter. An error in `items` is raised after the items before it."""
+    batch = []
+    try:
+        for item in items:
+            batch.append(item)
+            if len(batch) == size:
+                yield batch
+                batch = []
+    except RefineDetError:
+        if batch:
+            yield batch
+        raise
+    if batch:
+        yield batch

@@ -5,7 +5,7 @@ import glob
 import itertools
 import os
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from refinedet_tf.errors import ConfigError, DataError, did_you_mean
-from refinedet_tf.inference.background import in_background
+from refinedet_tf.inference.background import batched, in_background
 from refinedet_tf.inference.detector import BATCH_SIZE, Detections, Detector
 from refinedet_tf.inference.images import read_image
 from refinedet_tf.inference.results import WITHOUT_EXTENSION, WRITERS, ImageResult
@@ -174,7 +174,7 @@ def detect_files(
             stack.callback(writer.close)
         pixels = stack.enter_context(contextlib.closing(in_background(_read(images), 2 * BATCH_SIZE)))
         progress = stack.enter_context(tqdm(total=len(images), unit="image", disable=None))
-        for batch in _batches(pixels):
+        for batch in batched(pixels, BATCH_SIZE):
             readable = [content for _, content in batch if isinstance(content, np.ndarray)]
             found = iter(detector.detect(readable, selection.score_threshold))
             for index, content in batch:
@@ -245,11 +245,6 @@ def _read(images: Sequence[ImageFile]) -> Generator[tuple[int, np.ndarray | Data
             yield index, read_image(image.path)
         except DataError as error:
             yield index, error
-
-
-def _batches(items: Iterator) -> Iterator[list]:
-    while batch := list(itertools.islice(items, BATCH_SIZE)):
-        yield batch
 
 
 def _outside(images: Sequence[ImageFile], output_dir: Path) -> list[ImageFile]:
