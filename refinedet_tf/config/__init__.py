@@ -1,10 +1,12 @@
 """The typed recipe: everything that a training run or a model is built from.
 
-A recipe is a YAML file with the sections `model`, `data`, `train` and `evaluation`: `schema` defines them, `loading`
-reads and writes them, `validation` checks what types alone cannot express.
+A recipe is a YAML file with the sections `model`, `data`, `train` and `evaluation`. `schema` defines them, `recipes`
+finds and reads files, `loading` turns their values into dataclasses, and `validation` checks what types alone cannot
+express.
 """
 
 from refinedet_tf.config.loading import as_dict, load_config, model_config, save_config
+from refinedet_tf.config.recipes import list_recipes
 from refinedet_tf.config.schema import (
     BACKBONES,
     DATA_FORMATS,
@@ -37,6 +39,7 @@ __all__ = [
     "ModelConfig",
     "TrainConfig",
     "as_dict",
+    "list_recipes",
     "load_config",
     "model_config",
     "save_config",

@@ -1,13 +1,15 @@
-"""Reading and writing recipes. Overrides and type checks are OmegaConf's."""
+"""Turns plain values into a typed recipe and back. Overrides and type checks are OmegaConf's."""
 
 import dataclasses
 import os
+import re
 from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from refinedet_tf.config.recipes import check_plain, read_recipe
 from refinedet_tf.config.schema import Config, ModelConfig
 from refinedet_tf.config.validation import validate, validate_model
 from refinedet_tf.errors import ConfigError, did_you_mean
@@ -17,52 +19,51 @@ def load_config(path: str | os.PathLike, overrides: list[str] | None = None) -> 
     """Reads a recipe.
 
     Args:
-        path: a YAML file.
-        overrides: `section.key=value` strings that win over the file, e.g. `["train.batch_size=8"]`.
+        path: the name of a shipped recipe, one of `list_recipes()`, or the path of a YAML file.
+        overrides: `section.key=value` strings that replace values of the file, e.g. `["train.batch_size=8"]`.
 
     Returns:
         The validated recipe.
 
     Raises:
-        ConfigError: the file is missing or no YAML, a key is unknown, or a value is unusable.
+        ConfigError: the recipe or its base is missing or unreadable, a key is unknown, or a value is unusable.
     """
-    if not os.path.isfile(path):
-        raise ConfigError(f"There is no recipe {os.fspath(path)!r}.")
+    values, where = read_recipe(path)
     try:
-        with open(path, encoding="utf-8") as file:
-            recipe = yaml.safe_load(file) or {}
-        changes = OmegaConf.from_dotlist(list(overrides or []))
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{os.fspath(path)} is no readable recipe: {error}") from error
-    if not isinstance(recipe, dict):
-        raise ConfigError(f"{os.fspath(path)} is no recipe: it must hold the sections model, data and train.")
-    return _typed(Config, recipe, changes, where=os.fspath(path))
+        changes = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides or [])), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: unreadable override among {', '.join(overrides)}: {error}") from error
+    check_plain(changes, "overrides")
+    return _typed(Config, values, changes, where=where)
 
 
 def model_config(values: dict[str, Any]) -> ModelConfig:
-    """The `model` section from plain values, as a saved model carries it.
+    """Builds the `model` section from plain values, as a saved model carries it.
 
     Raises:
-        ConfigError: as `load_config`.
+        ConfigError: a key is unknown or a value is unusable.
     """
-    return _typed(ModelConfig, OmegaConf.create(values), where="the model's configuration")
+    where = "the model's configuration"
+    check_plain(values, where)
+    return _typed(ModelConfig, values, where=where)
 
 
 def save_config(config: Config, path: str | os.PathLike) -> None:
-    """Writes a recipe that `load_config` reads back as it is."""
-    OmegaConf.save(OmegaConf.structured(config), path)
+    """Writes a complete recipe, which `load_config` reads back unchanged."""
+    with open(path, "w", encoding="utf-8") as file:
+        yaml.safe_dump(dataclasses.asdict(config), file, sort_keys=False, allow_unicode=True)
 
 
 def as_dict(config: ModelConfig) -> dict[str, Any]:
-    """A section as plain nested values, for JSON."""
+    """Returns a section as plain nested values, for JSON."""
     return dataclasses.asdict(config)
 
 
-def _typed(schema: type, *layers: Any, where: str) -> Any:
-    """Merges OmegaConf layers onto a schema and returns its dataclass, checked."""
+def _typed(schema: type, *layers: dict[str, Any], where: str) -> Any:
+    """Merges plain values onto a schema and returns its dataclass, checked."""
     structured = OmegaConf.structured(schema)
     try:
-        config = OmegaConf.to_object(OmegaConf.merge(structured, *layers))
+        config = OmegaConf.to_object(OmegaConf.merge(structured, *map(_without_interpolation, layers)))
     except ConfigKeyError as error:
         section = error.parent_node if error.parent_node is not None else structured
         known = [str(key) for key in section] if OmegaConf.is_config(section) else []
@@ -74,6 +75,8 @@ def _typed(schema: type, *layers: Any, where: str) -> Any:
         raise ConfigError(f"{where}: {error.full_key or 'classes'} must be given.") from error
     except TypeError as error:  # OmegaConf's answer to an override such as `model.classes.0=cat`
         raise ConfigError(f"{where}: a list cannot be given as single keys, nor keys as a list.") from error
+    except OverflowError as error:  # its answer to an infinite integer
+        raise ConfigError(f"{where}: a number is too large: {error}.") from error
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise ConfigError(f"{where}: {error.full_key or 'the recipe'}: {reason}.") from error
@@ -82,3 +85,14 @@ def _typed(schema: type, *layers: Any, where: str) -> Any:
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
     return config
+
+
+def _without_interpolation(value: Any) -> Any:
+    """Escapes `${...}`, which OmegaConf would replace, for instance by an environment variable: values are data."""
+    if isinstance(value, dict):
+        return {key: _without_interpolation(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_interpolation(entry) for entry in value]
+    if isinstance(value, str):
+        return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+    return value
