@@ -7,3 +7,4 @@ of the commands do not wait for TensorFlow.
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+__version__ = "0.2.0"

@@ -1,3 +1,5 @@
+__version__: str
+
 from .config import AugmentationConfig as AugmentationConfig
 from .config import BackboneConfig as BackboneConfig
 from .config import Config as Config
@@ -7,6 +9,7 @@ from .config import EvaluationConfig as EvaluationConfig
 from .config import KerasCvLayerConfig as KerasCvLayerConfig
 from .config import ModelConfig as ModelConfig
 from .config import TrainConfig as TrainConfig
+from .config import list_recipes as list_recipes
 from .config import load_config as load_config
 from .config import save_config as save_config
 from .data.readers import read_data as read_data

@@ -1,7 +1,12 @@
+import contextlib
 import dataclasses
 from pathlib import Path
 
+import hypothesis
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
 from refinedet_tf.config import (
     Config,
@@ -9,6 +14,7 @@ from refinedet_tf.config import (
     ModelConfig,
     TrainConfig,
     as_dict,
+    list_recipes,
     load_config,
     model_config,
     save_config,
@@ -149,7 +155,7 @@ def test_key_that_resembles_nothing_comes_with_the_known_ones(write):
         ("model.classes.0=bird", ["a list cannot be given as single keys"]),
         ("model.backbone=vgg16", ["BackboneConfig", "vgg16"]),
         ("model=3", ["ModelConfig", "3"]),
-        ("train.batch_size=[1", ["no readable recipe"]),
+        ("train.batch_size=[1", ["unreadable override"]),
     ],
 )
 def test_values_of_the_wrong_kind_are_named(write, override, words):
@@ -222,15 +228,15 @@ def test_recipe_without_classes_says_so(write, text):
 
 @pytest.mark.parametrize("text", ["[1, 2]", "5", "foo", "- model\n- data"])
 def test_file_without_sections_says_which_belong_there(write, text):
-    with pytest.raises(ConfigError, match=r"recipe\.yaml is no recipe: .*sections model, data and train"):
+    with pytest.raises(ConfigError, match=r"recipe\.yaml is not a recipe: .*sections model, data and train"):
         load_config(write(text))
 
 
 def test_file_that_is_no_yaml_is_named_with_the_place_of_the_fault(write, tmp_path):
-    with pytest.raises(ConfigError, match=r"(?s)recipe\.yaml is no readable recipe: .*line 2"):
+    with pytest.raises(ConfigError, match=r"(?s)recipe\.yaml is not a readable recipe: .*line 2"):
         load_config(write("model:\n  classes: [a\n"))
     (tmp_path / "image.yaml").write_bytes(bytes(range(256)))
-    with pytest.raises(ConfigError, match=r"image\.yaml is no readable recipe"):
+    with pytest.raises(ConfigError, match=r"image\.yaml is not a readable recipe"):
         load_config(tmp_path / "image.yaml")
 
 
@@ -264,12 +270,131 @@ def test_recipes_made_in_python_are_checked_alike():
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_shipped_recipes_load_and_are_named_after_what_they_hold(path):
+def test_shipped_recipes_load_by_path_and_by_name_and_are_named_after_what_they_hold(path):
     config = load_config(path)
+    assert load_config(path.stem) == config
     size, backbone, _ = path.stem.removeprefix("refinedet").split("_", 2)
     assert config.model.input_size == [int(size), int(size)]
     assert backbone in config.model.backbone.name
 
 
-def test_there_are_recipes():
-    assert RECIPES
+def test_shipped_recipes_are_listed_and_an_unknown_name_gets_the_nearest():
+    assert list_recipes() == [path.stem for path in RECIPES] and RECIPES
+    with pytest.raises(
+        ConfigError, match=r"no recipe 'refinedet320_vgg_voc07' \(did you mean 'refinedet320_vgg16_voc07'"
+    ):
+        load_config("refinedet320_vgg_voc07")
+
+
+def test_shipped_recipes_repeat_no_list_of_classes():
+    texts = [path.read_text() for path in RECIPES]
+    for name in ("toothbrush", "tvmonitor"):
+        assert sum(name in text for text in texts) == 1
+
+
+def test_a_recipe_gives_only_what_differs_from_its_base(tmp_path):
+    (tmp_path / "below").mkdir()
+    (tmp_path / "first.yaml").write_text(
+        "model: {classes: [a, b], width: 8, backbone: {name: mobilenet_v1, alpha: 0.5}}\n"
+        "train: {epochs: 5, decay_epochs: [1, 2]}\n"
+    )
+    (tmp_path / "below/second.yaml").write_text("base: ../first.yaml\nmodel: {classes: [c], backbone: {alpha: 0.25}}\n")
+    (tmp_path / "below/third.yaml").write_text("train: {decay_epochs: [3]}\nbase: second.yaml\n")
+    config = load_config(tmp_path / "below/third.yaml", ["train.seed=7"])
+    expected = Config(model=ModelConfig(classes=["c"], width=8), train=TrainConfig(epochs=5, decay_epochs=[3], seed=7))
+    expected.model.backbone.name, expected.model.backbone.alpha = "mobilenet_v1", 0.25
+    assert config == expected
+    # A base may also be a shipped recipe; the saved recipe is complete.
+    (tmp_path / "own.yaml").write_text("base: refinedet320_vgg16_voc07\nmodel: {classes: [cat]}\n")
+    own = load_config(tmp_path / "own.yaml")
+    assert own.train == load_config("refinedet320_vgg16_voc07").train and own.model.classes == ["cat"]
+    save_config(own, tmp_path / "saved.yaml")
+    assert "base" not in (tmp_path / "saved.yaml").read_text()
+    (tmp_path / "own.yaml").unlink()
+    assert load_config(tmp_path / "saved.yaml") == own
+
+
+@pytest.mark.parametrize(
+    ("bases", "message"),
+    [
+        ({"a": "a.yaml"}, r"a\.yaml -> \S*a\.yaml: the bases form a circle"),
+        ({"a": "b.yaml", "b": "c.yaml", "c": "./b.yaml"}, r"a\.yaml -> \S*b\.yaml -> \S*c\.yaml -> .*form a circle"),
+        ({"a": "b.yaml", "b": "refinedet320_vgg16_vok07"},
+         r"a\.yaml -> \S*b\.yaml: base: There is no recipe 'refinedet320_vgg16_vok07' \(did you mean 'refinedet320"),
+        ({"a": "[b.yaml]"}, r"a\.yaml: base = \['b\.yaml'\]: must be the name or the path"),
+        ({"a": ""}, r"a\.yaml: base = None"),
+    ],
+)  # fmt: skip
+def test_wrong_bases_are_named_with_the_chain(tmp_path, bases, message):
+    for name, base in bases.items():
+        (tmp_path / f"{name}.yaml").write_text(f"base: {base}\n{MINIMAL}")
+    with pytest.raises(ConfigError, match=message):
+        load_config(tmp_path / "a.yaml")
+
+
+ALIAS_BOMB = "a: &a [x, x]\n" + "".join(
+    f"{chr(98 + i)}: &{chr(98 + i)} [{', '.join([f'*{chr(97 + i)}'] * 9)}]\n" for i in range(20)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (ALIAS_BOMB, "aliases are not supported"),
+        ("model: " + "[" * 1000 + "]" * 1000, "it nests too deeply"),
+        ("model: " + "[" * 50 + "]" * 50, "nests more than 20 levels"),
+        (MINIMAL + "train: {epochs: .inf}", "could not be converted to Integer"),
+        (MINIMAL + "train: {learning_rate: 1" + "0" * 400 + "}", "a number is too large"),
+        (MINIMAL + "train: {epochs: " + "9" * 5000 + "}", "not a readable recipe"),
+        (MINIMAL + "train: {weights: 2001-01-01}", "is a date; quote it"),
+        (MINIMAL + "train: {weights: 2001-99-99}", "not a readable recipe"),
+        (MINIMAL + "train: {weights: !!binary aGVsbG8=}", "is a bytes"),
+        (MINIMAL + "train: {weights: !!set {a, b}}", "is a set"),
+        ("model: {classes: [cat], 3: 4}", "the key 3 must be a name"),
+        ("model: {classes: [cat], ? [a] : 4}", "not a readable recipe"),
+        ("model: {classes: {a: b}}", "recipe.yaml"),
+    ],
+)
+def test_odd_files_are_refused_at_once(write, text, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(text))
+
+
+ODD_VALUES = st.recursive(
+    st.one_of(
+        st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.binary(max_size=3), st.dates(),
+        st.sampled_from(["???", "${oc.env:PATH}", "${", 10**400, -(10**400)]),
+    ),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text() | st.integers(), values, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+KEYS = st.sampled_from(["model", "data", "train", "base", *settings(CHANGED)])
+
+
+@given(st.dictionaries(KEYS, ODD_VALUES, max_size=4))
+@hypothesis.settings(max_examples=100, deadline=None)
+def test_any_value_of_any_key_is_taken_or_refused_in_words(tmp_path_factory, changes):
+    recipe = {"model": {"classes": ["cat"], "backbone": {"name": "mobilenet_v1"}}}
+    for key, value in changes.items():
+        *sections, name = key.split(".")
+        section = recipe
+        for entry in sections:
+            section = section.setdefault(entry, {}) if isinstance(section, dict) else {}
+        if isinstance(section, dict):
+            section[name] = value
+    path = tmp_path_factory.getbasetemp() / "odd.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    with contextlib.suppress(ConfigError):
+        validate(load_config(path))
+
+
+@pytest.mark.parametrize("text", ["${oc.env:PATH}", "${model.width}", "${", r"\${x}", r"a\\${b}", "$x", "{}", r"\\"])
+def test_values_are_data_and_nothing_in_them_is_replaced(write, tmp_path, text):
+    expected = ModelConfig(classes=[text])
+    assert model_config(as_dict(expected)) == expected
+    config = load_config(write(yaml.safe_dump({"model": {"classes": [text]}, "train": {"weights": text}})))
+    assert config.model == expected and config.train.weights == text
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+    with pytest.raises(ConfigError, match=r"model\.width"):
+        load_config(write(MINIMAL), ["model.width=${oc.env:PATH}"])
