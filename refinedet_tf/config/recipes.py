@@ -86,7 +86,9 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{os.fspath(path)} is not a recipe: it must hold the sections model, data and train.")
+        raise ConfigError(
+            f"{os.fspath(path)} is not a recipe: it must hold the sections model, data, train and evaluation."
+        )
     check_plain(values, os.fspath(path))
     return values
 
