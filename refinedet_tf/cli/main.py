@@ -130,12 +130,15 @@ def _is_required(flag: flags.Flag) -> bool:
 
 
 def _flag_help(flag: flags.Flag) -> str:
-    """Returns the entry of one flag: its form, its description and its default."""
-    choices = getattr(flag.parser, "enum_values", None)
+    """Returns the entry of one flag: its form, its description, its choices and its default."""
+    choices = getattr(flag.parser, "enum_values", None) or []
     kinds = {"bool": None, "int": "N", "float": "X", "string": "TEXT", "comma separated list of strings": "A,B"}
-    kind = "|".join(choices) if choices else kinds.get(flag.flag_type().removeprefix("multi "), "TEXT")
+    kind = "NAME" if choices else kinds.get(flag.flag_type().removeprefix("multi "), "TEXT")
     form = f"--[no]{flag.name}" if kind is None else f"--{flag.name}={kind}"
-    text = flag.help.removeprefix(f"<{kind}>: ")  # absl repeats the choices
+    # absl puts its own list of choices before the text, and a remark on repeating the flag after it.
+    text = flag.help.split(";\n")[0].removeprefix(f"<{'|'.join(choices)}>: ")
+    if choices:
+        text += f" One of {', '.join(choices)}."
     if flag.default not in (None, [], False, True):
         text += f" Default: {flag.default_as_str.strip(chr(39))}."
     if flag.default is True:
