@@ -30,6 +30,10 @@ from .evaluation.result_files import write_coco_results as write_coco_results
 from .evaluation.result_files import write_voc_results as write_voc_results
 from .inference.detector import Detections as Detections
 from .inference.detector import Detector as Detector
+from .inference.files import Selection as Selection
+from .inference.files import detect_files as detect_files
+from .inference.files import find_images as find_images
+from .inference.video import detect_video as detect_video
 from .losses import RefineDetLoss as RefineDetLoss
 from .model import RefineDet as RefineDet
 from .model import build_model as build_model
