@@ -18,6 +18,9 @@ from .errors import DataError as DataError
 from .errors import ExportError as ExportError
 from .errors import RefineDetError as RefineDetError
 from .errors import WeightFileError as WeightFileError
+from .evaluation.analysis.analysis import Analysis as Analysis
+from .evaluation.analysis.analysis import analyze as analyze
+from .evaluation.analysis.report import write_report as write_report
 from .evaluation.callbacks import AveragePrecision as AveragePrecision
 from .evaluation.evaluator import EvaluationResult as EvaluationResult
 from .evaluation.evaluator import evaluate as evaluate
@@ -28,6 +31,7 @@ from .evaluation.protocols import EvaluationProtocol as EvaluationProtocol
 from .evaluation.result_files import read_detections as read_detections
 from .evaluation.result_files import write_coco_results as write_coco_results
 from .evaluation.result_files import write_voc_results as write_voc_results
+from .evaluation.robustness import evaluate_robustness as evaluate_robustness
 from .inference.detector import Detections as Detections
 from .inference.detector import Detector as Detector
 from .inference.files import Selection as Selection

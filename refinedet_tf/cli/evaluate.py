@@ -26,6 +26,10 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "protocol", None, EVALUATION_PROTOCOLS, "How a .keras model detects; without it, by the model's own settings."
     )
+    flags.DEFINE_string(
+        "report", None, "A folder for evaluation.html and evaluation.json, which show why the detector errs."
+    )
+    flags.DEFINE_bool("robustness", False, "Also evaluate on compressed, blurred, darker, brighter and smaller images.")
     flags.DEFINE_string("json", None, "A file for the figures.")
     flags.DEFINE_string("coco_results", None, "A file for the detections in COCO's result format.")
     flags.DEFINE_string("voc_results", None, "A folder for the detections in the VOC server's format.")
@@ -33,14 +37,20 @@ def define_flags() -> None:
 
 def main() -> None:
     """Prints VOC's and COCO's average precision for every class, and a comparison if there are several models."""
+    from refinedet_tf.evaluation.analysis.analysis import analyze
+    from refinedet_tf.evaluation.analysis.report import write_report
     from refinedet_tf.evaluation.evaluator import comparison_table
     from refinedet_tf.evaluation.result_files import write_coco_results, write_voc_results
+    from refinedet_tf.evaluation.robustness import robustness_table
 
     sources = [*FLAGS.model, *FLAGS.detections]
     if not sources:
         raise ConfigError("Give --model or --detections to evaluate.")
-    if len(sources) > 1 and (FLAGS.coco_results or FLAGS.voc_results):
-        raise ConfigError("--coco_results and --voc_results take the detections of one model; give one.")
+    for flag in ("coco_results", "voc_results", "report", "robustness"):
+        if FLAGS[flag].value and len(sources) > 1:
+            raise ConfigError(f"--{flag} is for one model; {len(sources)} are given.")
+    if FLAGS.robustness and (FLAGS.detections or FLAGS.protocol):
+        raise ConfigError("--robustness needs a --model and no --protocol.")
     results = {}
     for number, source in enumerate(sources):
         data, result = _evaluate(source, is_model=number < len(FLAGS.model))
@@ -50,6 +60,9 @@ def main() -> None:
         print(f"\n{source}\n{result.table()}")
     if len(results) > 1:
         print(f"\n{comparison_table(results)}")
+    robustness = _robustness(sources[0], data) if FLAGS.robustness else []
+    if robustness:
+        print(f"\n{robustness_table(robustness)}")
     if FLAGS.json:
         figures = {source: each.as_dict() for source, each in results.items()} if len(results) > 1 else result.as_dict()
         Path(FLAGS.json).write_text(json.dumps(figures, indent=1), encoding="utf-8")
@@ -57,6 +70,16 @@ def main() -> None:
         write_coco_results(FLAGS.coco_results, result.detections, data)
     if FLAGS.voc_results:
         write_voc_results(FLAGS.voc_results, result.detections, data)
+    if FLAGS.report:
+        page = write_report(analyze(result, data), data, FLAGS.report, title=sources[0], robustness=robustness)
+        print(f"\n{page}")
+
+
+def _robustness(model: str, data: object) -> list:
+    from refinedet_tf.evaluation.robustness import evaluate_robustness
+    from refinedet_tf.inference.detector import Detector
+
+    return evaluate_robustness(Detector.load(model), data)
 
 
 def _evaluate(source: str, *, is_model: bool) -> tuple:

@@ -1,0 +1,149 @@
+"""The report: what it holds, that it is self-contained, and images made worse."""
+
+import dataclasses
+import json
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from refinedet_tf.evaluation.analysis.analysis import analyze
+from refinedet_tf.evaluation.analysis.report import write_report
+from refinedet_tf.evaluation.evaluator import evaluate
+from refinedet_tf.evaluation.images import ImageDetections
+from refinedet_tf.evaluation.robustness import (
+    CORRUPTIONS,
+    RobustnessRow,
+    blur,
+    brighten,
+    compress,
+    evaluate_robustness,
+    halve,
+)
+from tests.evaluation.analysis.planted import PLANTED, SIZE, planted
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """The planted errors with images of noise, analyzed and written."""
+    folder = tmp_path_factory.mktemp("report")
+    data, detections, log = planted()
+    noise = np.random.default_rng(0).integers(0, 255, (20, 20, 3)).astype(np.uint8)
+    Image.fromarray(noise).resize((SIZE, SIZE)).save(folder / "photo.jpg")
+    examples = [dataclasses.replace(each, image_path=str(folder / "photo.jpg")) for each in data.examples]
+    data = dataclasses.replace(data, examples=examples, classes=["cat", "<dog>", "cow"])
+    analysis = analyze(evaluate(detections, data), data)
+    rows = [RobustnessRow("blur, 1 pixel", 0.5, 0.25, float("nan"))]
+    page = write_report(analysis, data, folder / "out", title="model & more", robustness=rows)
+    return analysis, data, log, page
+
+
+def test_json_holds_the_planted_numbers(report):
+    analysis, data, _, page = report
+    content = json.loads((page.parent / "evaluation.json").read_text())
+    assert content["errors"]["all"]["counts"] == PLANTED
+    assert content["ap_area"] == analysis.result.ap_area
+    assert content["score_thresholds"] == analysis.score_thresholds and set(analysis.score_thresholds) == set(
+        data.classes
+    )
+    assert sum(sum(row) for row in content["confusion"]["counts"]) == analysis.confusion.sum()
+    assert content["robustness"] == [
+        {"name": "blur, 1 pixel", "ap_11_point": 0.5, "ap_area": 0.25, "coco_ap": None}
+    ]  # fmt: skip
+    # Scores of duplicates and the like are below 0.5, all others above 0.6.
+    assert all(0.5 <= value < 0.75 for value in analysis.score_thresholds.values())
+    shown = content["errors"]["counts_at_thresholds"]
+    assert shown["duplicate"] == shown["background"] == shown["both"] == 0
+    rates = content["at_thresholds"]["cat"]
+    assert rates["f1"] == pytest.approx(
+        2 * rates["precision"] * rates["recall"] / (rates["precision"] + rates["recall"])
+    )
+
+
+def test_the_page_needs_nothing_else(report):
+    analysis, _, _, page = report
+    text = page.read_text()
+    links = re.findall(r'(?:src|href)="(?!data:|#)([^"]*)"', text)
+    assert links == []
+    assert "model &amp; more" in text and "&lt;dog&gt;" in text and "<dog>" not in text
+    assert text.count("<svg") == 5
+    assert text.count("data:image/jpeg;base64,") == len(analysis.worst) + len(analysis.suspicions)
+    for each in analysis.worst:
+        assert each.reason in text and each.image_id in text
+    assert "blur, 1 pixel" in text
+    assert analysis.worst[0].badness >= analysis.worst[-1].badness
+
+
+def test_thresholds_given_decide_on_what_is_shown(report):
+    analysis, data, _, _ = report
+    lower = analyze(analysis.result, data, dict.fromkeys(data.classes, 0.0))
+    assert lower.shown.counts() == PLANTED
+    assert lower.score_thresholds == analysis.score_thresholds
+    assert len(analyze(analysis.result, data, {}).shown.score) == 0
+
+
+def test_a_perfect_detector_has_a_page_too(report, tmp_path):
+    _, data, _, _ = report
+    truth = data.examples[0]
+    found = ImageDetections(truth.boxes * float(SIZE), np.full(4, 0.9), truth.classes)
+    one = dataclasses.replace(data, examples=[truth])
+    analysis = analyze(evaluate([found], one), one)
+    assert analysis.worst == [] and analysis.suspicions == []
+    assert "There is no error." in write_report(analysis, one, tmp_path).read_text()
+    nothing = dataclasses.replace(found, boxes=np.zeros([0, 4]), scores=np.zeros(0), classes=np.zeros(0, int))
+    analysis = analyze(evaluate([nothing], one), one)
+    assert analysis.score_thresholds == {} and analysis.shown.counts()["missed"] == 4
+    write_report(analysis, one, tmp_path)
+
+
+def test_images_are_made_worse_as_named():
+    rng = np.random.default_rng(1)
+    image = tf.constant(np.kron(rng.integers(0, 255, (6, 8, 3)), np.ones((8, 8, 1))).astype(np.uint8))
+    for change in CORRUPTIONS.values():
+        assert change(image).shape == image.shape and change(image).dtype == tf.uint8
+    np.testing.assert_array_equal(CORRUPTIONS["unchanged"](image), image)
+    np.testing.assert_array_equal(brighten(image, 0.5), np.round(image.numpy() * np.float32(0.5)))
+    assert brighten(image, 1.5).numpy().max() == 255
+    flat = tf.fill([20, 30, 3], tf.constant(77, tf.uint8))
+    for change in (lambda x: blur(x, 2.0), halve):
+        np.testing.assert_array_equal(change(flat), flat)
+    # Away from the border, beside a direct convolution.
+    weights = np.exp(-0.5 * (np.arange(-3, 4)) ** 2)
+    kernel = np.outer(weights, weights) / weights.sum() ** 2
+    expected = (image.numpy()[17:24, 21:28].astype(float) * kernel[..., np.newaxis]).sum(axis=(0, 1))
+    np.testing.assert_allclose(blur(image, 1.0)[20, 24], expected, atol=0.51)
+    detail = [np.abs(np.diff(each.numpy().astype(float), axis=1)).mean()
+              for each in (image, compress(image, 10), halve(image))]  # fmt: skip
+    assert detail[2] < detail[0]
+    assert (
+        np.abs(compress(image, 95).numpy().astype(int) - image.numpy()).mean()
+        < np.abs(compress(image, 10).numpy().astype(int) - image.numpy()).mean()
+    )
+
+
+def test_robustness_sees_every_image_in_every_way(report):
+    _, data, _, _ = report
+    few = dataclasses.replace(data, examples=data.examples[:3])
+
+    means = []
+
+    class Bright:
+        """Finds every object in images that are not too dark."""
+
+        def predict(self, images):
+            means.append([float(np.mean(batch)) for batch in images])
+            visible = min(means[-1]) > 100
+            return {
+                "boxes": np.stack([each.boxes for each in few.examples]),
+                "scores": np.full([3, 4], 0.9),
+                "classes": np.stack([each.classes for each in few.examples]),
+                "num_detections": np.full(3, 4 if visible else 0),
+            }
+
+    rows = evaluate_robustness(Bright(), few)
+    assert [row.name for row in rows] == list(CORRUPTIONS)
+    assert all(len(each) == 3 for each in means)
+    assert {row.name: row.ap_area for row in rows} == {
+        name: 0.0 if name == "half as bright" else 1.0 for name in CORRUPTIONS}  # fmt: skip
