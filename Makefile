@@ -1,4 +1,4 @@
-# The two commands: `make demo` and `make test`. Both make .venv and install first.
+# Two commands: `make demo` and `make test`. Both create .venv and install into it first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
 	$(BIN)/refinedet draw-shapes --output_dir=$(DEMO)/shapes --train=$(DEMO_IMAGES) --val=100
-	$(BIN)/refinedet train --config=configs/refinedet128_mobilenet_shapes.yaml --data_dir=$(DEMO)/shapes \
+	$(BIN)/refinedet train --config=refinedet128_mobilenet_shapes --data_dir=$(DEMO)/shapes \
 	    --work_dir=$(DEMO)/run $(addprefix --set ,$(DEMO_SET))
 	$(BIN)/refinedet export-savedmodel --model=$(DEMO)/run/model.keras --output_dir=$(DEMO)/saved_model
 	$(BIN)/refinedet evaluate --model=$(DEMO)/saved_model --data_dir=$(DEMO)/shapes --splits=val \
@@ -24,14 +24,14 @@ demo: $(VENV)/installed
 	    --output_dir=$(DEMO)/detections --gallery=$(DEMO)/gallery.png
 	@echo "Look at $(DEMO)/gallery.png and $(DEMO)/run/curves.png; the SavedModel is $(DEMO)/saved_model."
 
-test: $(VENV)/installed-test
-	$(BIN)/ruff check .
+test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
-$(VENV)/installed: setup.cfg pyproject.toml
+$(VENV)/installed: setup.cfg setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable .
