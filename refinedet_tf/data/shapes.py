@@ -1,11 +1,12 @@
-"""A drawn data set: overlapping coloured shapes on textured backgrounds, in VOC layout.
+"""Draws a data set: overlapping colored shapes on textured backgrounds, in VOC layout.
 
-It needs no download and is learnt in minutes, so it shows whether training works at all.
+It needs no download and is learned in minutes, so it shows whether training works.
 """
 
 import math
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,9 @@ from refinedet_tf.errors import DataError
 
 SHAPES = ["circle", "square", "triangle", "star"]
 
-MIN_SIDE, MAX_SIDE = 40, 120  # pixels in an image of 256; other sizes in proportion
+MIN_SIDE, MAX_SIDE = 40, 120  # pixels in an image of 256 pixels; in proportion for other sizes
 MAX_SHAPES = 5
-MIN_VISIBLE = 0.6  # of a shape's area
+MIN_VISIBLE = 0.6  # part of a shape's area
 MIN_CONTRAST = 70  # RGB distance between a shape and the mean of what it covers
 SUPERSAMPLING = 4
 
@@ -31,14 +32,14 @@ def draw_shapes(
 ) -> None:
     """Draws a detection data set with the classes `SHAPES`.
 
-    Each image has one to five shapes, of which at least 60 % stays visible; their boxes are tight around the whole
-    shape, the hidden part included. The same seed draws the same images.
+    Each image has one to five shapes, each at least 60 % visible. Boxes are tight around the whole shape, including its
+    hidden part. The same seed draws the same images.
 
     Args:
-        output_dir: folder to make in VOC layout; it may exist, if it is empty.
-        counts: images of each split. By default 400 in `train` and 100 in `val`.
+        output_dir: the folder to create; it may exist if it is empty.
+        counts: number of images by split; by default 400 in `train` and 100 in `val`.
         image_size: height and width in pixels.
-        seed: of everything random.
+        seed: random seed.
 
     Raises:
         DataError: `output_dir` is a file or a folder that is not empty; nothing is changed.
@@ -46,17 +47,24 @@ def draw_shapes(
     counts = {"train": 400, "val": 100} if counts is None else counts
     root = Path(output_dir)
     if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-        raise DataError(f"{root} is not an empty folder; name a new one.")
+        raise DataError(f"{root} is not an empty folder; choose a new one.")
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (root / folder).mkdir(parents=True)
     splits = [split for split, count in counts.items() for _ in range(count)]
     image_ids = {split: [] for split in counts}
-    for index, split in enumerate(tqdm(splits, desc="Drawing shapes", unit="image", delay=2)):
+    for index, split in enumerate(splits):
+        image_ids[split].append(f"{index:06d}")
+
+    def draw(index: int) -> None:
         image_id = f"{index:06d}"
         pixels, objects = draw_image(np.random.default_rng((seed, index)), image_size)
         Image.fromarray(pixels).save(root / "JPEGImages" / f"{image_id}.jpg", quality=90)
         (root / "Annotations" / f"{image_id}.xml").write_text(_xml(image_id, image_size, objects), encoding="utf-8")
-        image_ids[split].append(image_id)
+
+    with ThreadPoolExecutor() as pool:
+        drawn = pool.map(draw, range(len(splits)))
+        for _ in tqdm(drawn, "Drawing shapes", len(splits), unit="image", delay=2, disable=None):
+            pass
     for split, members in image_ids.items():
         text = "".join(f"{image_id}\n" for image_id in members)
         (root / "ImageSets" / "Main" / f"{split}.txt").write_text(text, encoding="utf-8")
@@ -68,20 +76,20 @@ def draw_image(
     """Draws one image.
 
     Args:
-        rng: source of everything random.
+        rng: random number generator.
         image_size: height and width in pixels.
 
     Returns:
         pixels: RGB, uint8 `[height, width, 3]`.
-        objects: of each shape its class name and its box in pixels, `(xmin, ymin, xmax, ymax)`, where the
-            maxima are one past the last pixel that the shape touches.
+        objects: class name and box of each shape; boxes are `(xmin, ymin, xmax, ymax)` in pixels, the maxima one past
+            the last pixel that the shape touches.
     """
     height, width = image_size
     pixels = _background(rng, height, width)
-    owner = np.zeros((height, width), np.int32)  # which shape one sees at a pixel; 0 is the background
+    owner = np.zeros((height, width), np.int32)  # the visible shape at each pixel; 0 is the background
     areas, objects = {}, []
     wanted = int(rng.integers(1, MAX_SHAPES + 1))
-    for _ in range(10 * wanted):  # the first shape always fits; ten trials each make the wanted number nearly sure
+    for _ in range(10 * wanted):  # the first shape always fits; ten trials each nearly always reach the wanted number
         if len(objects) == wanted:
             break
         name = SHAPES[rng.integers(len(SHAPES))]
@@ -92,17 +100,18 @@ def draw_image(
             continue
         number = len(objects) + 1
         owner[mask], areas[number] = number, mask.sum()
-        colour = _contrasting_colour(rng, pixels[mask].mean(axis=0))
-        paint = colour + rng.normal(0, 6, (height, width, 1))
-        pixels += coverage[..., np.newaxis] * (paint - pixels)
+        color = _contrasting_color(rng, pixels[mask].mean(axis=0))
         rows, columns = np.nonzero(coverage.any(axis=1))[0], np.nonzero(coverage.any(axis=0))[0]
         box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
+        inside = np.s_[box[1] : box[3], box[0] : box[2]]
+        paint = color + rng.normal(0, 6, (*coverage[inside].shape, 1))
+        pixels[inside] += coverage[inside][..., np.newaxis] * (paint - pixels[inside])
         objects.append((name, box))
     return pixels.clip(0, 255).round().astype(np.uint8), objects
 
 
 def _coverage(rng: np.random.Generator, name: str, height: int, width: int) -> np.ndarray:
-    """The part, 0..1, of each pixel `[height, width]` that a shape at a random place covers."""
+    """Draws a shape at a random place and returns its coverage of each pixel, 0..1, `[height, width]`."""
     side = rng.uniform(MIN_SIDE, MAX_SIDE) * min(height, width) / 256
     outline = _outline(name, rng)
     outline *= side / np.ptp(outline, axis=0).max()
@@ -114,7 +123,7 @@ def _coverage(rng: np.random.Generator, name: str, height: int, width: int) -> n
 
 
 def _outline(name: str, rng: np.random.Generator) -> np.ndarray:
-    """Corners `[k, 2]` (x, y) of a shape around the origin, in no particular size."""
+    """Returns the corners `[k, 2]`, (x, y), of a shape around the origin, in arbitrary size."""
     if name == "circle":
         angles, radii = np.linspace(0, 2 * math.pi, 64, endpoint=False), np.ones(64)
     elif name == "square":
@@ -127,7 +136,7 @@ def _outline(name: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """A gradient, stripes or smooth noise between two random colours, with a little grain: `[height, width, 3]`."""
+    """Draws a gradient, stripes or smooth noise between two random colors, with grain: `[height, width, 3]`."""
     y, x = np.mgrid[:height, :width]
     angle = rng.uniform(0, math.pi)
     distance = x * math.cos(angle) + y * math.sin(angle)
@@ -143,11 +152,11 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     return first + mix[..., np.newaxis] * (second - first) * 0.7 + rng.normal(0, 5, (height, width, 3))
 
 
-def _contrasting_colour(rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
+def _contrasting_color(rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
     while True:
-        colour = rng.uniform(0, 255, 3)
-        if np.linalg.norm(colour - other) > MIN_CONTRAST:
-            return colour
+        color = rng.uniform(0, 255, 3)
+        if np.linalg.norm(color - other) > MIN_CONTRAST:
+            return color
 
 
 def _xml(image_id: str, image_size: Sequence[int], objects: list[tuple[str, tuple[int, int, int, int]]]) -> str:

@@ -28,7 +28,7 @@ def test_a_box_is_tight_around_what_is_drawn():
     single = [(objects[0][1], mask) for objects, mask in map(painted, range(60)) if len(objects) == 1]
     assert len(single) > 5
     for box, mask in single:
-        # A pixel of which a shape covers hardly anything may keep its colour.
+        # A pixel of which a shape covers hardly anything may keep its color.
         np.testing.assert_allclose(box, bounds(mask), atol=1)
 
 
@@ -118,4 +118,4 @@ def test_the_command_fails_with_one_line(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     result = draw_shapes(f"--output_dir={tmp_path}")
     assert result.returncode == 1 and result.stdout == ""
-    assert result.stderr == f"error: {tmp_path} is not an empty folder; name a new one.\n"
+    assert result.stderr == f"error: {tmp_path} is not an empty folder; choose a new one.\n"
