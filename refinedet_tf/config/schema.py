@@ -1,4 +1,4 @@
-"""What is in a recipe, and what each setting means."""
+"""The sections of a recipe and the meaning of each setting."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,13 +45,13 @@ class BackboneConfig:
     Attributes:
         name: one of `BACKBONES`.
         alpha: width multiplier of the MobileNets.
-        preset_or_class: for `keras_cv`: a class of keras_cv.models such as ResNetV2Backbone, or a preset such as
-            resnet50_v2_imagenet or a folder that `save_to_preset` wrote.
-        arguments: for a class of keras_cv.models: arguments of its constructor.
-        preprocessing: one of `PREPROCESSING_MODES`, the form of input that the weights expect, where it differs from
-            the backbone's own.
-        frozen_stages: the first stages that are not trained. All layers at one resolution are a stage.
-        freeze_batch_norm: the backbone's batch normalisation keeps its statistics, scales and shifts.
+        preset_or_class: for `keras_cv`: a class of keras_cv.models such as ResNetV2Backbone, a preset such as
+            resnet50_v2_imagenet, or a folder written by `save_to_preset`.
+        arguments: for a class of keras_cv.models: the arguments of its constructor.
+        preprocessing: one of `PREPROCESSING_MODES`, the input that the weights expect, if it differs from the
+            backbone's own.
+        frozen_stages: number of first stages that are not trained. A stage is all layers at one resolution.
+        freeze_batch_norm: whether the backbone's batch normalization keeps its statistics, scales and shifts.
     """
 
     name: str = "vgg16"
@@ -65,13 +65,13 @@ class BackboneConfig:
 
 @dataclass
 class DetectionConfig:
-    """From scores and boxes to detections. Defaults: the released VOC protocol; the paper's text has 400 and 200.
+    """How scores and boxes become detections. Defaults: the released VOC protocol; the paper's text has 400 and 200.
 
     Attributes:
-        score_threshold: a class score must lie above it.
-        iou_threshold: a box is suppressed by a better one that overlaps it more than this.
-        pre_suppression_top_k: best anchors of each class that enter suppression; 0 takes all.
-        max_detections: detections of one image, over all classes, that leave it.
+        score_threshold: detections need a class score above it.
+        iou_threshold: a box is suppressed by a better one whose IoU with it exceeds this.
+        pre_suppression_top_k: number of best anchors of each class that enter suppression; 0 takes all.
+        max_detections: number of detections to keep for an image, over all classes.
         suppression: `per_class`, the paper's: boxes compete with boxes of their own class only. `across_classes`: every
             anchor keeps its best class alone, and all boxes compete, so that one object has one label.
     """
@@ -90,27 +90,27 @@ class ModelConfig:
     Attributes:
         classes: names of the object classes, in the order of their indices; background is not among them.
         input_size: height and width in pixels, multiples of 64.
-        resize: how images get to that size: `warp`, the paper's way, whatever their aspect ratio, or `letterbox`, in
-            their aspect ratio with the mean colour around them. Boxes always belong to the image as it was.
-        backbone: the network below.
+        resize: how images are resized: `warp`, as in the paper, ignores their aspect ratio; `letterbox` keeps it and
+            pads with the mean color. Boxes always refer to the original image.
+        backbone: the network that produces the feature maps.
         width: channels of the transfer connection blocks, P3 to P6.
-        separable: 3x3 convolutions of transfer connection blocks and heads are depthwise-separable.
-        batch_norm: batch normalisation in the transfer connection blocks (and inside separable convolutions).
-        head_blocks: a residual block of 1024 channels before the heads of every level and module, as in the released
-            ResNet-101 models.
-        upsampling: how a transfer connection block doubles the map above: by `deconvolution`, the paper's, or by
-            `resize`, nearest neighbours, which has no parameters and quantises well.
-        two_step_regression: the ARM moves the anchors before the ODM does. Without, as in the paper's ablation, it only
-            tells objects from background, its offsets are zero, and the ODM starts from the plain anchors.
-        transfer_connection: the ODM sees transfer connection blocks. Without, as in the paper's ablation, its heads sit
-            on the backbone's maps.
-        anchor_sizes: side in pixels of the square anchor at strides 8, 16, 32, 64. The paper: 4 x stride.
-        arm_positive_iou: IoU from which an anchor is an object in the ARM's matching.
-        arm_negative_iou: IoU below which an unmatched anchor may be mined as a negative of the ARM. Anchors between
-            the two are ignored. (The authors advise 0.7 and 0.3 for reproducing the paper's best VOC figure.)
-        objectness_threshold: anchors whose ARM objectness is lower are no candidates for the ODM's hard negatives and
-            give no detections (background confidence above 0.99 in the paper). 0 switches the filter off.
-        negative_ratio: hard negatives for each positive of an image.
+        separable: whether the 3x3 convolutions of transfer connection blocks and heads are depthwise-separable.
+        batch_norm: whether transfer connection blocks and separable convolutions have batch normalization.
+        head_blocks: whether a residual block of 1024 channels precedes the heads of each level and module, as in the
+            released ResNet-101 models.
+        upsampling: how a transfer connection block doubles the map above: `deconvolution`, as in the paper, or
+            `resize`, nearest neighbor, which has no parameters and quantizes well.
+        two_step_regression: whether the ARM refines the anchors before the ODM does. Without it, as in the paper's
+            ablation, the ARM predicts objectness only, its offsets are zero, and the ODM starts from the plain anchors.
+        transfer_connection: whether the ODM uses transfer connection blocks. Without them, as in the paper's ablation,
+            its heads use the backbone's maps.
+        anchor_sizes: side in pixels of the square anchor at strides 8, 16, 32, 64; in the paper 4 x stride.
+        arm_positive_iou: the lowest IoU at which the ARM's matching makes an anchor positive.
+        arm_negative_iou: the ARM mines its hard negatives among unmatched anchors with a lower IoU. Anchors between
+            the two thresholds are ignored. (The authors advise 0.7 and 0.3 to reproduce the paper's best VOC figure.)
+        objectness_threshold: anchors with a lower ARM objectness are neither hard negatives of the ODM nor detections
+            (in the paper: background confidence above 0.99). 0 disables the filter.
+        negative_ratio: number of hard negatives for each positive of an image.
         detection: suppression settings of `predict` and of exported models.
     """
 
@@ -139,7 +139,7 @@ class KerasCvLayerConfig:
 
     Attributes:
         name: a class of keras_cv.layers, such as Mosaic, MixUp, RandAugment or JitteredResize.
-        arguments: of its constructor; box format, value range, target size and seed are filled in.
+        arguments: the arguments of its constructor; box format, value range, target size and seed are filled in.
     """
 
     name: str = MISSING
@@ -148,14 +148,15 @@ class KerasCvLayerConfig:
 
 @dataclass
 class AugmentationConfig:
-    """The steps of the paper's training augmentation, each of which can be left out, and further ones.
+    """The paper's training augmentation, step by step, and further layers.
 
     Attributes:
         photometric: random brightness, contrast, saturation and hue.
-        expand_max_ratio: with probability 1/2 the image is put on a canvas of up to so many times its sides; 1: never.
-        random_crop: the IoU-constrained crop of SSD.
-        flip: horizontal mirror with probability 1/2.
-        random_interpolation: resize with one of several methods at random instead of bilinear.
+        expand_max_ratio: with probability 1/2 the image is placed on a canvas of up to this many times its sides; 1
+            disables it.
+        random_crop: SSD's IoU-constrained crop.
+        flip: horizontal flip with probability 1/2.
+        random_interpolation: resize with a randomly chosen method instead of bilinear.
         keras_cv: layers of KerasCV, applied to each batch after these steps.
     """
 
@@ -169,19 +170,19 @@ class AugmentationConfig:
 
 @dataclass
 class DataConfig:
-    """What is read from `--data_dir`.
+    """The data set in `--data_dir` and how it is read.
 
     Attributes:
         format: one of `DATA_FORMATS`. `voc`: a folder with Annotations, ImageSets/Main and JPEGImages, or VOCdevkit
             with several of them; `coco`: annotations/instances_SPLIT.json and the images in SPLIT/; `tfrecord`: files
             such as SPLIT.tfrecord-00000-of-00008 with the feature names of the TensorFlow Object Detection API;
             `tfds`: the data folder of tensorflow_datasets.
-        train_splits: what to train on. `voc`: names of lists in ImageSets/Main, below VOCdevkit VOC2007/trainval and
-            the like; `coco`: train2017 and the like; `tfds`: voc/2007/train and the like.
-        val_splits: what to evaluate on.
-        max_boxes: objects of one image that a training batch holds; further ones are dropped and counted.
-        cache: read all training images at once and keep the files in memory, for disks that are slow.
-        augmentation: what is done to training images.
+        train_splits: the splits to train on. `voc`: names of lists in ImageSets/Main, or, in VOCdevkit, names such as
+            VOC2007/trainval; `coco`: names such as train2017; `tfds`: names such as voc/2007/train.
+        val_splits: the splits to evaluate on.
+        max_boxes: number of objects of an image that a training batch can hold; further ones are dropped and counted.
+        cache: whether to keep all training files in memory, for slow disks.
+        augmentation: the augmentation of training images.
     """
 
     format: str = "voc"
@@ -197,24 +198,24 @@ class TrainConfig:
     """How the model is trained.
 
     Attributes:
-        epochs: passes over the training images.
-        batch_size: images of one step, over all GPUs.
+        epochs: number of passes over the training images.
+        batch_size: number of images of a step, over all GPUs.
         optimizer: one of `OPTIMIZERS`. `sgd` is the paper's: momentum, twice the rate and no decay for biases.
         learning_rate: the rate after the warm-up.
-        schedule: `multistep` multiplies the rate by `decay_rate` after each of `decay_epochs`; `cosine` lets it fall
-            to zero at the last step.
-        decay_epochs: the boundaries of `multistep`.
+        schedule: `multistep` multiplies the rate by `decay_rate` after each of `decay_epochs`; `cosine` reduces it to
+            zero at the last step.
+        decay_epochs: the epochs at which `multistep` reduces the rate.
         decay_rate: the factor of `multistep`.
-        warmup_steps: steps over which the rate first rises linearly.
-        momentum: of `sgd`.
+        warmup_steps: number of steps over which the rate rises linearly at the start.
+        momentum: the momentum of `sgd`.
         weight_decay: `sgd`: coefficient of the L2 term added to the gradient; `adam`: decoupled (AdamW).
-        clip_norm: gradients of a larger global norm are scaled down to it; 0: never.
+        clip_norm: gradients of a larger global norm are scaled down to it; 0 disables clipping.
         precision: Keras's precision policy, one of `PRECISIONS`.
-        jit_compile: compile the training step with XLA.
-        seed: seeds initial weights, order and augmentation.
+        jit_compile: whether to compile the training step with XLA.
+        seed: random seed of initial weights, order and augmentation.
         weights: initial weights: a file, `imagenet` (keras.applications, a download), `efficientnet_lite0` (1, 2: the
             package of the extra lite0), or nothing.
-        evaluate_every: epochs between evaluations on the validation splits; the last epoch is always evaluated.
+        evaluate_every: number of epochs between evaluations; the last epoch is always evaluated.
     """
 
     epochs: int = 1

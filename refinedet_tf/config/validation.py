@@ -1,4 +1,4 @@
-"""What types alone cannot express about the values of a recipe."""
+"""Checks values of a recipe beyond their types."""
 
 import itertools
 
@@ -21,7 +21,7 @@ from refinedet_tf.errors import ConfigError, did_you_mean
 
 
 def validate(config: Config) -> None:
-    """Checks a recipe that was made in Python.
+    """Checks a recipe, for instance one made in Python.
 
     Raises:
         ConfigError: a value is unusable.
@@ -42,7 +42,7 @@ def validate(config: Config) -> None:
         all(earlier < later for earlier, later in itertools.pairwise([0, *epochs])),
         "train.decay_epochs",
         epochs,
-        "must be positive and rise",
+        "must be positive and increasing",
     )
     _check(train.decay_rate > 0, "train.decay_rate", train.decay_rate, "must be positive")
     _check(0 <= train.momentum < 1, "train.momentum", train.momentum, "must be in [0, 1)")
