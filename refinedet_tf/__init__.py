@@ -6,5 +6,9 @@ of the commands do not wait for TensorFlow.
 
 import lazy_loader
 
+from refinedet_tf.registration import register_on_demand
+
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = "0.2.0"
+
+register_on_demand()

@@ -9,6 +9,9 @@ from tensorflow import keras
 from refinedet_tf.config import PREPROCESSING_MODES
 
 ANCHORS_PER_CELL = 3
+# Of red, green and blue in 0..1, as torchvision's.
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 # Inner and outer width of the residual block before a head.
 HEAD_BLOCK_CHANNELS = (256, 1024)
 
@@ -39,7 +42,7 @@ class Preprocessing(keras.layers.Layer):
         if self.mode == "lite":
             return (images - 127.0) / 128.0
         if self.mode == "torch":
-            return (images / 255.0 - tf.constant([0.485, 0.456, 0.406])) / tf.constant([0.229, 0.224, 0.225])
+            return (images / 255.0 - tf.constant(IMAGENET_MEAN)) / tf.constant(IMAGENET_DEVIATION)
         return images
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:

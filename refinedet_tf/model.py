@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-from refinedet_tf.backbones import build_backbone, normalization_of, without_download
+from refinedet_tf.backbones import build_backbone, check_offline, normalization_of, without_download
 from refinedet_tf.config import Config, ModelConfig, as_dict, model_config, validate_model
 from refinedet_tf.layers import ZeroOffsets, head_block, join_levels, prediction_head, transfer_connection_block
 from refinedet_tf.losses import COUNT_NAMES, LOSS_NAMES, RefineDetLoss
@@ -141,7 +141,10 @@ class RefineDet(keras.Model):
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "RefineDet":
         """The inverse of `get_config`."""
         del custom_objects
-        return cls(model_config(config["config"]), name=config["name"])
+        settings = model_config(config["config"])
+        # A file must not make the machine reach for the network.
+        check_offline(settings.backbone)
+        return cls(settings, name=config["name"])
 
     def _track(self, values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         for tracker in self._trackers:

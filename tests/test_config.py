@@ -171,6 +171,7 @@ def test_values_of_the_wrong_kind_are_named(write, override, words):
     [
         ("model.input_size", [320], "must be [height, width], both multiples of 64"),
         ("model.input_size", [320, 300], "multiples of 64"),
+        ("model.input_size", [320, 352], "multiples of 64"),
         ("model.input_size", [0, 64], "multiples of 64"),
         ("model.input_size", [64, -64], "multiples of 64"),
         ("model.backbone.name", "vgg61", "did you mean 'vgg16'?"),

@@ -25,6 +25,7 @@ __all__ = [
     "PackagedWeights",
     "backbone_of",
     "build_backbone",
+    "check_offline",
     "input_form",
     "normalization_of",
     "packaged_weights",
@@ -82,8 +83,21 @@ def packaged_weights() -> dict[str, PackagedWeights]:
     }
 
 
+def check_offline(config: BackboneConfig) -> None:
+    """Checks that a backbone can be built from a saved model's configuration alone.
+
+    Raises:
+        ConfigError: the configuration names a preset, which would be downloaded or read from a folder.
+    """
+    if not backbone_of(config.name).is_offline(config):
+        raise ConfigError(
+            f"model.backbone.preset_or_class = {config.preset_or_class!r}: a saved model must name a class and its "
+            "arguments, not a preset, which would be downloaded."
+        )
+
+
 def without_download(config: BackboneConfig) -> BackboneConfig:
-    """Returns a section that builds the same backbone without a download, as a saved model carries it."""
+    """Returns a section that builds the same backbone offline, as a saved model carries it."""
     return backbone_of(config.name).without_download(config)
 
 

@@ -53,7 +53,8 @@ class Backbone:
         fields: fields of `BackboneConfig` that `build` reads, besides those that every backbone supports.
         application: the network of keras.applications with ImageNet weights, if there is one.
         packaged_weights: ImageNet weights that pip can install, by backbone name.
-        without_download: turns the recipe's section into one that builds the same network without a download.
+        is_offline: tells whether `build` works from the recipe's section alone, without a download or a local preset.
+        without_download: turns the recipe's section into one that builds the same network offline.
     """
 
     build: Callable[[tf.Tensor, BackboneConfig], list[tf.Tensor]]
@@ -63,4 +64,5 @@ class Backbone:
     fields: tuple[str, ...] = ()
     application: Callable[[BackboneConfig], Application] | None = None
     packaged_weights: dict[str, PackagedWeights] = field(default_factory=dict)
+    is_offline: Callable[[BackboneConfig], bool] = lambda config: True
     without_download: Callable[[BackboneConfig], BackboneConfig] = lambda config: config

@@ -1,8 +1,6 @@
 """Any backbone of KerasCV that has pyramid levels, with one more level on top."""
 
 import dataclasses
-import re
-from collections import Counter
 from types import ModuleType
 from typing import Any
 
@@ -11,29 +9,26 @@ from tensorflow import keras
 
 from refinedet_tf.backbones.definition import Backbone
 from refinedet_tf.backbones.extra_level import extra_level
+from refinedet_tf.backbones.library_models import KEY, LEVELS, name_for_good, plain
 from refinedet_tf.config import BackboneConfig
 from refinedet_tf.errors import ConfigError, did_you_mean
-
-LEVELS = ("P3", "P4", "P5")
-
-KEY = "model.backbone.preset_or_class"
 
 
 def build(x: tf.Tensor, config: BackboneConfig) -> list[tf.Tensor]:
     """Adds the network to a functional graph; layers carry KerasCV's names.
 
-    A preset brings its weights, other networks start from random ones.
+    A preset brings its weights; networks built from a class start from random weights.
 
     Args:
-        x: `[b, h, w, 3]`; RGB in 0..255 unless the recipe says otherwise in `preprocessing`, which takes the place of
-            the network's own rescaling.
+        x: `[b, h, w, 3]`; RGB in 0..255 unless the recipe sets `preprocessing`, which takes the place of the network's
+            own rescaling.
         config: `preset_or_class` and `arguments`.
 
     Returns:
         KerasCV's levels P3, P4, P5 and a fourth of 512 channels.
 
     Raises:
-        ConfigError: there is no such backbone, it cannot be built or downloaded, or it lacks one of the levels.
+        ConfigError: KerasCV has no such backbone, it cannot be built or downloaded, or it lacks one of the levels.
     """
     arguments = {} if config.preprocessing is None else {"include_rescaling": False}
     network = _network(config, {**arguments, "input_tensor": x})
@@ -48,12 +43,12 @@ def build(x: tf.Tensor, config: BackboneConfig) -> list[tf.Tensor]:
             f"not {', '.join(missing)}."
         )
     maps = [network.get_layer(levels[level]).output for level in LEVELS]
-    _name_for_good(network)
+    name_for_good(network)
     return [*maps, extra_level(maps[-1])]
 
 
 def without_download(config: BackboneConfig) -> BackboneConfig:
-    """The same architecture as a class and its arguments, instead of a preset's name.
+    """Returns the same architecture as a class and its arguments, instead of a preset's name.
 
     Many classes of KerasCV, such as ResNet50V2Backbone, stand for presets too.
 
@@ -64,16 +59,20 @@ def without_download(config: BackboneConfig) -> BackboneConfig:
         return config
     network = _network(config, {}, load_weights=False)
     arguments = {
-        key: _plain(value)
+        key: plain(value)
         for key, value in network.get_config().items()
         if key not in ("name", "trainable", "input_shape", "input_tensor")
     }
     return dataclasses.replace(config, preset_or_class=type(network).__name__, arguments=arguments)
 
 
-def _plain(value: Any) -> Any:
-    """The value without the wrappers that Keras 2 puts around the lists of a model."""
-    return [_plain(one) for one in value] if isinstance(value, list) else value
+def _is_offline(config: BackboneConfig) -> bool:
+    """Returns whether the configuration names a class that stands for no preset."""
+    import keras_cv
+
+    backbone = _backbone_classes(keras_cv.models).get(config.preset_or_class)
+    # ResNet50V2Backbone and the like override __new__ to return a preset.
+    return bool(config.arguments) and backbone is not None and "__new__" not in vars(backbone)
 
 
 def _network(config: BackboneConfig, arguments: dict[str, Any], load_weights: bool | None = None) -> keras.Model:
@@ -91,8 +90,8 @@ def _network(config: BackboneConfig, arguments: dict[str, Any], load_weights: bo
                 return backbone.from_preset(name, load_weights=load_weights, **arguments)
         if tf.io.gfile.isdir(name):
             return keras_cv.models.Backbone.from_preset(name, load_weights=load_weights, **arguments)
-    except Exception as error:  # KerasCV's constructors and downloads raise whatever they come across
-        # Also ResNet50V2Backbone and its like are presets, which KerasCV downloads.
+    except Exception as error:  # KerasCV's constructors and downloads raise many kinds of errors
+        # ResNet50V2Backbone and the like are presets too, which KerasCV downloads.
         advice = "" if config.arguments else " (a preset is downloaded; a class with arguments is not)"
         raise ConfigError(f"{KEY} = {name!r}: KerasCV cannot build it{advice}: {error}") from error
     presets = {preset for backbone in classes.values() for preset in backbone.presets}
@@ -102,22 +101,8 @@ def _network(config: BackboneConfig, arguments: dict[str, Any], load_weights: bo
     )
 
 
-def _name_for_good(network: keras.Model) -> None:
-    """Names the layers that KerasCV leaves to Keras, which counts them over all models that the process has made.
-
-    Weight files go by names, so `squeeze_and_excite2d_8` must not depend on what was built before.
-    """
-    counts = Counter()
-    for layer in network.layers:
-        kind = re.sub(r"_\d+$", "", layer.name)
-        if layer.weights and kind.replace("_", "") == type(layer).__name__.lower():
-            # Keras 2 keeps it in `_name`.
-            setattr(layer, "name" if "name" in vars(layer) else "_name", f"{kind}_{counts[kind]}")
-            counts[kind] += 1
-
-
 def _backbone_classes(models: ModuleType) -> dict[str, type]:
-    """Backbones of keras_cv.models by name."""
+    """Returns the backbones of keras_cv.models by name."""
     return {name: value for name, value in vars(models).items() if name.endswith("Backbone") and name != "Backbone"}
 
 
@@ -127,5 +112,6 @@ BACKBONE = Backbone(
     "none",
     input_form="KerasCV's own",
     fields=("preset_or_class", "arguments"),
+    is_offline=_is_offline,
     without_download=without_download,
 )

@@ -17,6 +17,7 @@ BACKBONES = {
     "efficientnet_lite1": "efficientnet_lite",
     "efficientnet_lite2": "efficientnet_lite",
     "keras_cv": "kerascv",
+    "keras_hub": "kerashub",
 }
 PREPROCESSING_MODES = ("caffe", "tf", "torch", "lite", "none")
 RESIZE_MODES = ("warp", "letterbox")
@@ -45,9 +46,9 @@ class BackboneConfig:
     Attributes:
         name: one of `BACKBONES`.
         alpha: width multiplier of the MobileNets.
-        preset_or_class: for `keras_cv`: a class of keras_cv.models such as ResNetV2Backbone, a preset such as
-            resnet50_v2_imagenet, or a folder written by `save_to_preset`.
-        arguments: for a class of keras_cv.models: the arguments of its constructor.
+        preset_or_class: for `keras_cv` and `keras_hub`: a class of keras_cv.models or keras_hub.models such as
+            ResNetV2Backbone, a preset such as resnet50_v2_imagenet, or a folder written by `save_to_preset`.
+        arguments: for such a class: the arguments of its constructor.
         preprocessing: one of `PREPROCESSING_MODES`, the input that the weights expect, if it differs from the
             backbone's own.
         frozen_stages: number of first stages that are not trained. A stage is all layers at one resolution.

@@ -1,5 +1,6 @@
 """Arrays into a model's variables: everything is checked first, then everything is written."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable
@@ -170,6 +171,15 @@ def named_variables(model: keras.Model) -> dict[str, tf.Variable]:
             variables[f"{name}:{counts[name]}" if counts[name] else name] = variable
             counts[name] += 1
     return variables
+
+
+def max_bytes(model: keras.Model) -> int:
+    """Returns how many bytes a weight file may unpack to for a model.
+
+    Four times the model leaves room for the states of an optimizer, and 128 MiB for the classifier of ImageNet or the
+    heads of other classes.
+    """
+    return 4 * sum(4 * math.prod(variable.shape) for variable in named_variables(model).values()) + 2**27
 
 
 def plain_name(name: str) -> str:

@@ -10,12 +10,13 @@ from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
 from refinedet_tf.weights.assignment import WeightReport, Weights, assign
 from refinedet_tf.weights.class_maps import ClassMap, fit_classes, read_class_map
-from refinedet_tf.weights.conversion import caffe_weights, pytorch_weights
-from refinedet_tf.weights.efficientnet_lite import packaged_file
+from refinedet_tf.weights.conversion.caffe import caffe_weights, pytorch_weights
+from refinedet_tf.weights.conversion.efficientnet_lite import packaged_file
+from refinedet_tf.weights.conversion.keras_applications import IMAGENET, imagenet_weights
+from refinedet_tf.weights.conversion.keras_files import h5_weights, keras_weights, npz_weights
 from refinedet_tf.weights.files.caffe import is_caffemodel
+from refinedet_tf.weights.files.keras_archive import is_keras_archive
 from refinedet_tf.weights.files.pytorch import is_pytorch_file
-from refinedet_tf.weights.imagenet import IMAGENET, imagenet_weights
-from refinedet_tf.weights.keras_files import h5_weights, keras_weights, npz_weights
 
 
 def load_weights(model: RefineDet, path: str | os.PathLike, class_map: ClassMap | None = None) -> WeightReport:
@@ -67,18 +68,9 @@ def _read(model: RefineDet, path: str | os.PathLike) -> Weights:
     if is_pytorch_file(path):
         return pytorch_weights(model, path)
     if zipfile.is_zipfile(path):
-        return keras_weights(path) if _is_keras_file(path) else npz_weights(model, path)
+        return keras_weights(path) if is_keras_archive(path) else npz_weights(model, path)
     if h5py.is_hdf5(path):
         return h5_weights(model, path)
     if is_caffemodel(path):
         return caffe_weights(model, path)
     raise WeightFileError(f"{os.fspath(path)} is none of .caffemodel, .pth, .keras, .h5 and .npz, or is damaged.")
-
-
-def _is_keras_file(path: str | os.PathLike) -> bool:
-    """Whether a zip archive is a .keras file. A damaged archive is not, and left for `npz_weights` to refuse."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return "config.json" in archive.namelist()
-    except Exception:  # besides BadZipFile also NotImplementedError and others
-        return False

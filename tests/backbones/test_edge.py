@@ -28,6 +28,16 @@ def test_maps_are_the_wide_ones_before_each_halving(name):
     assert [tuple(x.shape[1:3]) for x in maps] == [(8, 16), (4, 8), (2, 4), (1, 2)]
 
 
+def test_maps_of_mobilenet_v2_are_the_input_of_its_convolutions_of_stride_2():
+    """Blocks before have maps of the same shape."""
+    images = keras.Input((64, 128, 3))
+    maps = build_backbone(images, BackboneConfig("mobilenet_v2"))
+    model = keras.Model(images, maps)
+    for x, block in zip(maps[:2], (6, 13), strict=True):
+        assert model.get_layer(f"block_{block}_pad").input is x
+        assert model.get_layer(f"block_{block}_depthwise").strides == (2, 2)
+
+
 @pytest.mark.parametrize("name", CHANNELS)
 def test_network_is_that_of_keras_applications_with_its_preprocessing(name):
     """The last map is the classifier's own, given its weights by name and the same pixels."""

@@ -14,7 +14,7 @@ from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
 from refinedet_tf.weights import load_weights
 from refinedet_tf.weights.assignment import is_detector_layer, named_variables
-from refinedet_tf.weights.efficientnet_lite import packaged_file
+from refinedet_tf.weights.conversion.efficientnet_lite import packaged_file
 from refinedet_tf.weights.files.pytorch import read_state_dict
 from tests.conftest import PROJECT
 from tests.weights.pytorch_writer import write_checkpoint

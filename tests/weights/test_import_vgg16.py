@@ -7,9 +7,10 @@ import tensorflow as tf
 from refinedet_tf.config import BackboneConfig, ModelConfig
 from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
-from refinedet_tf.weights import conversion, load_model, load_weights
+from refinedet_tf.weights import load_model, load_weights
 from refinedet_tf.weights.assignment import named_variables
-from refinedet_tf.weights.conversion import as_convolution, subsample_fc6, subsample_fc7
+from refinedet_tf.weights.conversion import caffe
+from refinedet_tf.weights.conversion.caffe import as_convolution, subsample_fc6, subsample_fc7
 from tests.weights.caffe_writer import write_caffemodel
 from tests.weights.pytorch_writer import write_checkpoint
 from tests.weights.random_nets import VGG16_TRUNK, as_state_dict, random_vgg16
@@ -277,8 +278,8 @@ def test_an_unreduced_vgg16_of_caffe_is_subsampled(net, small_model, monkeypatch
     outputs = np.arange(4096) % 100
     layers["fc6"] = [np.broadcast_to(outputs[:, None].astype(np.int8), (1, 1, 4096, 25088)), outputs]
     layers["fc7"] = [np.broadcast_to(outputs.astype(np.int8), (1, 1, 4096, 4096)), outputs]
-    monkeypatch.setattr(conversion, "read_caffemodel", lambda path: layers)
-    weights = conversion.caffe_weights(small_model, "VGG_ILSVRC_16_layers.caffemodel")
+    monkeypatch.setattr(caffe, "read_caffemodel", lambda path: layers)
+    weights = caffe.caffe_weights(small_model, "VGG_ILSVRC_16_layers.caffemodel")
     assert (weights.arrays["fc6/kernel"] == outputs[::4]).all()
     assert weights.arrays["fc6/kernel"].shape == (3, 3, 512, 1024)
     assert (weights.arrays["fc7/kernel"][0, 0] == outputs[::4, None]).all()

@@ -1,7 +1,9 @@
-"""Reads through the HDF5 file in sys.argv[1], or that of a .keras file, and exits with 0 if it can be read.
+"""Reads a whole HDF5 file, or that of a .keras file, and exits with 0 if nothing is wrong with it.
 
-A program and not a function, since libhdf5 crashes on some damaged files: `keras_files` runs it in a process of its
-own before it opens the file itself. For speed it imports nothing of the library.
+    python hdf5_probe.py FILE MAX_BYTES
+
+libhdf5 crashes on some damaged files, so `hdf5` runs this program in a process of its own before it opens a file
+itself. It imports nothing of the library, which would take seconds.
 """
 
 import io
@@ -10,30 +12,48 @@ import zipfile
 
 import h5py
 
-MAX_BYTES = 2**32  # that a file may unpack to; the largest RefineDet takes 330 MB
+
+def check_datasets(file: h5py.File, max_bytes: int) -> list[h5py.Dataset]:
+    """Checks what a file claims to hold, before any of it is read.
+
+    Args:
+        file: the open file.
+        max_bytes: how many bytes all its datasets may unpack to.
+
+    Returns:
+        The datasets.
+
+    Raises:
+        ValueError: the file refers to other files or claims to hold more.
+        Exception: anything that h5py raises over a damaged file.
+    """
+    datasets = []
+    file.visititems(lambda _, item: datasets.append(item) if isinstance(item, h5py.Dataset) else None)
+    if any(dataset.external or dataset.is_virtual for dataset in datasets):
+        raise ValueError("it refers to other files")
+    claimed = sum(dataset.nbytes for dataset in datasets)
+    if claimed > max_bytes:
+        raise ValueError(f"it claims to hold {claimed} bytes, of which at most {max_bytes} can be needed")
+    return datasets
 
 
-def main(path: str) -> None:
+def main(path: str, max_bytes: int) -> None:
     """Reads every attribute and every dataset.
 
     Raises:
-        ValueError: the file refers to other files or claims to be huge.
-        Exception: whatever a damaged file leads to.
+        ValueError: the file refers to other files or claims to hold too much.
+        Exception: anything that h5py raises over a damaged file.
     """
     source = path
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if archive.getinfo("model.weights.h5").file_size > MAX_BYTES:
-                raise ValueError("it claims to hold more than 4 GB")
+            if archive.getinfo("model.weights.h5").file_size > max_bytes:
+                raise ValueError("it is compressed; Keras never compresses, so this may be a zip bomb")
             source = io.BytesIO(archive.read("model.weights.h5"))
     with h5py.File(source, "r") as file:
+        datasets = check_datasets(file, max_bytes)
         items = [file]
         file.visititems(lambda _, item: items.append(item))
-        datasets = [item for item in items if isinstance(item, h5py.Dataset)]
-        if any(dataset.external or dataset.is_virtual for dataset in datasets):
-            raise ValueError("it refers to other files")
-        if sum(dataset.nbytes for dataset in datasets) > MAX_BYTES:
-            raise ValueError("it claims to hold more than 4 GB")
         for item in items:
             dict(item.attrs)
         for dataset in datasets:
@@ -42,6 +62,6 @@ def main(path: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1])
+        main(sys.argv[1], int(sys.argv[2]))
     except Exception as error:
         sys.exit(f"{error}")

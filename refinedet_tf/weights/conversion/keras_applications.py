@@ -9,7 +9,7 @@ from refinedet_tf.backbones import Application, backbone_of
 from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
 from refinedet_tf.weights.assignment import Weights, layer_of, named_variables
-from refinedet_tf.weights.conversion import SUBSAMPLED, SUBSAMPLING
+from refinedet_tf.weights.conversion.caffe import SUBSAMPLED, SUBSAMPLING
 from refinedet_tf.weights.names import from_keras_applications
 
 IMAGENET = "imagenet"

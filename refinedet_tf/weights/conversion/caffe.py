@@ -10,7 +10,7 @@ from refinedet_tf.errors import WeightFileError
 from refinedet_tf.layers import L2Normalization
 from refinedet_tf.model import RefineDet
 from refinedet_tf.weights.assignment import Weights, is_detector_layer
-from refinedet_tf.weights.efficientnet_lite import TRANSPOSED, efficientnet_lite_weights, is_efficientnet
+from refinedet_tf.weights.conversion.efficientnet_lite import TRANSPOSED, efficientnet_lite_weights, is_efficientnet
 from refinedet_tf.weights.files.caffe import fold_statistics, read_caffemodel
 from refinedet_tf.weights.files.pytorch import read_state_dict
 from refinedet_tf.weights.names import LUUUYI, REDUCED_VGG16, caffe_layers

@@ -1,0 +1,58 @@
+"""Looks into .keras files without Keras."""
+
+import json
+import os
+import zipfile
+from typing import Any
+
+import h5py
+
+from refinedet_tf.errors import WeightFileError
+from refinedet_tf.weights.files.hdf5_probe import check_datasets
+
+MAX_CONFIG_BYTES = 2**20  # of config.json; a RefineDet's has some thousand bytes
+
+
+def is_keras_archive(path: str | os.PathLike) -> bool:
+    """Returns whether a zip archive is a .keras file; False for a damaged archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "config.json" in archive.namelist()
+    except Exception:  # besides BadZipFile also NotImplementedError and others
+        return False
+
+
+def read_config(path: str | os.PathLike) -> dict[str, Any]:
+    """Checks a .keras file and reads its configuration.
+
+    Keras compresses neither archives nor datasets, so a file that claims to unpack to more than its own size is refused
+    before anything is unpacked.
+
+    Args:
+        path: the file. Keras takes a file without the ending .keras for HDF5, in which Keras 2 executes Python code.
+
+    Returns:
+        The content of config.json.
+
+    Raises:
+        WeightFileError: the file has another ending, is damaged, or claims to hold more than it can.
+    """
+    try:
+        if not os.fspath(path).endswith(".keras"):
+            raise ValueError("its name does not end in .keras")
+        size = os.path.getsize(path)
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > size:
+                raise ValueError("it is compressed; Keras never compresses, so this may be a zip bomb")
+            if archive.getinfo("config.json").file_size > MAX_CONFIG_BYTES:
+                raise ValueError("its config.json is too large")
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} in it is damaged")
+            with archive.open("model.weights.h5") as weights, h5py.File(weights, "r") as file:
+                check_datasets(file, size)
+            config = json.loads(archive.read("config.json"))
+        if not isinstance(config, dict):
+            raise ValueError("its config.json holds no configuration")
+        return config
+    except Exception as error:  # zipfile, zlib, h5py and json raise many kinds of errors over damaged files
+        raise WeightFileError(f"{os.fspath(path)} is not a model that can be opened: {error}") from error
