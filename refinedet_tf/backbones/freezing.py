@@ -1,4 +1,4 @@
-"""Layers of a backbone that are not trained."""
+"""Excludes layers of a backbone from training."""
 
 import math
 
@@ -10,11 +10,11 @@ from refinedet_tf.errors import ConfigError
 
 
 def freeze(images: tf.Tensor, maps: list[tf.Tensor], config: BackboneConfig) -> None:
-    """Marks layers of a backbone's graph as not trainable, as the recipe says.
+    """Marks the layers of a backbone that the recipe freezes as not trainable.
 
-    A stage is all layers with weights at one resolution, the finest first: `conv1_1` and `conv1_2` are the first stage
-    of VGG-16, `conv1` that of ResNet-101. Frozen batch normalisation uses its stored statistics while training. The
-    level at stride 64 comes with no pretrained weights and is never frozen.
+    A stage is all layers with weights at one resolution, from fine to coarse: `conv1_1` and `conv1_2` are the first
+    stage of VGG-16, `conv1` that of ResNet-101. Frozen batch normalization uses its stored statistics in training. The
+    level at stride 64 has no pretrained weights and is never frozen.
 
     Args:
         images: the graph's input, `[b, h, w, 3]`.
@@ -22,7 +22,7 @@ def freeze(images: tf.Tensor, maps: list[tf.Tensor], config: BackboneConfig) -> 
         config: `frozen_stages` and `freeze_batch_norm`.
 
     Raises:
-        ConfigError: the backbone has fewer stages.
+        ConfigError: the backbone has fewer stages than `frozen_stages`.
     """
     if not (config.frozen_stages or config.freeze_batch_norm):
         return
@@ -38,19 +38,19 @@ def freeze(images: tf.Tensor, maps: list[tf.Tensor], config: BackboneConfig) -> 
         if halvings.get(layer.name) in frozen:
             layer.trainable = False
         if config.freeze_batch_norm:
-            # Some networks of KerasCV hold their layers inside larger ones.
+            # Some networks of KerasCV and KerasHub have layers inside layers.
             for part in layer._flatten_layers():
                 if isinstance(part, keras.layers.BatchNormalization):
                     part.trainable = False
 
 
 def _halvings(images: tf.Tensor, maps: list[tf.Tensor]) -> dict[str, int]:
-    """How often the input has been halved where each layer with weights works, by the layer's name."""
+    """Returns how often the input has been halved at each layer with weights, by the layer's name."""
     result = {}
     for level in maps:
         fewest = math.inf
-        # From a map down to the input. Squeeze-and-excitation pools to a single cell in between, but what comes later
-        # is never finer than what came before.
+        # From a map down to the input. Squeeze-and-excitation pools to a single cell in between, but later layers are
+        # never finer than earlier ones.
         for layer in reversed(keras.Model(images, level).layers):
             if layer.weights:
                 fewest = min(fewest, round(math.log2(images.shape[1] / layer.output.shape[1])))

@@ -53,7 +53,7 @@ def build(x: tf.Tensor, config: BackboneConfig) -> list[tf.Tensor]:
     if config.preprocessing is None:
         x = Preprocessing(_own_mode(config), name="preprocessing")(x)
     # Calling the graph's function, not the model, adds its layers to our graph one by one.
-    maps = keras.Model(network.inputs, _levels(network, config)).call(x)
+    maps = keras.Model(network.inputs, _levels(network, config)).call([x])
     name_for_good(network)
     return [*maps, extra_level(maps[-1])]
 

@@ -1,4 +1,4 @@
-"""Other people's weights, and our own, into these layers."""
+"""Loads weight files, the library's own and those of others, and opens saved models."""
 
 from refinedet_tf.weights.assignment import WeightReport
 from refinedet_tf.weights.loading import load_weights

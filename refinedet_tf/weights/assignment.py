@@ -1,4 +1,4 @@
-"""Arrays into a model's variables: everything is checked first, then everything is written."""
+"""Writes arrays into a model's variables, after all of them have been checked."""
 
 import math
 import re
@@ -12,23 +12,23 @@ from tensorflow import keras
 
 from refinedet_tf.errors import WeightFileError
 
-# Layers that only a detector has: all that stands on a classification network.
+# Layers on top of a classification network, which only a detector has.
 _DETECTOR_LAYER = re.compile(r"(conv6_\d|conv[45]_3_norm|res6_|bn6_|extra_\d|TL\d|P\d|arm\d|odm\d)")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a file holds, in the names and layouts of our variables.
+    """The content of a file, in the names and layouts of the model's variables.
 
     Attributes:
-        family: what kind of network the file holds, and whose.
+        family: the kind of network in the file, and its author or library.
         arrays: values by `layer/variable`, such as `conv4_3/kernel`.
-        origins: every layer of the file, and the arrays that were made from it.
-        transforms: what was done to an array, by its name; the others are as in the file.
+        origins: every layer of the file, with the arrays made from it.
+        transforms: how an array was changed, by its name; all others are as in the file.
         preprocessing: the form of input that the weights expect, as `backbones.input_form` says; None if unknown.
-        classes: names of the classes, without background, where the file has them.
-        file_names: names in the file of layers whose names differ.
-        notes: what was assumed, for the report.
+        classes: names of the classes, without background, if the file has them.
+        file_names: a layer's name in the file, where it differs.
+        notes: assumptions, for the report.
     """
 
     family: str
@@ -43,18 +43,18 @@ class Weights:
 
 @dataclass(frozen=True)
 class WeightReport:
-    """What became of a weight file.
+    """The result of loading a weight file.
 
     Attributes:
-        source: where the weights came from.
-        family: what kind of network the file holds, and whose.
+        source: path or name of the weights.
+        family: the kind of network in the file, and its author or library.
         loaded: names of the variables that were written.
-        kept: names of the model's other variables; they keep their values.
-        used: names of the file's layers that variables were made from.
+        kept: names of the model's other variables, which keep their values.
+        used: names of the file's layers from which variables were made.
         unused: names of the file's other layers.
-        transforms: what was done to loaded variables; those not named here were copied.
-        classes: one line for each class, if the class heads were mapped or left out.
-        notes: what was assumed.
+        transforms: how loaded variables were changed, by name; all others were copied.
+        classes: one line per class if the class heads were mapped or left out.
+        notes: assumptions.
     """
 
     source: str
@@ -68,7 +68,7 @@ class WeightReport:
     notes: list[str]
 
     def summary(self) -> str:
-        """Several lines: numbers of variables, what was done to them, and the layers that are left over."""
+        """Returns several lines: counts of variables, how they were changed, and the layers not used."""
         lines = [
             f"{self.source}: {self.family}.",
             f"  loaded: {len(self.loaded)} of {len(self.loaded) + len(self.kept)} variables, "
@@ -85,7 +85,7 @@ class WeightReport:
         return "\n".join(lines)
 
     def transform_counts(self) -> dict[str, int]:
-        """How many of the loaded variables went through what; the numbers add up to all of them."""
+        """Returns the number of loaded variables per transform; the numbers add up to all of them."""
         return dict(Counter(self.transforms.get(name, "copied") for name in self.loaded))
 
 
@@ -98,27 +98,27 @@ def assign(
 ) -> WeightReport:
     """Writes arrays to the variables of the same names.
 
-    A file that has detector layers must have all of the model's; any other must have the whole backbone.
+    A file with detector layers must have all of the model's layers; any other file must have the whole backbone.
 
     Args:
         model: the model, changed in place.
-        weights: what the file holds.
-        source: for messages.
-        left_out: variables that the file need not have and that are not written.
-        class_lines: what was decided about the classes, for the report.
+        weights: the content of the file.
+        source: path or name of the weights, for messages.
+        left_out: variables that the file may lack and that are not written.
+        class_lines: how classes were mapped, for the report.
 
     Returns:
-        What was loaded and what not.
+        The report.
 
     Raises:
-        WeightFileError: layers are missing, or arrays have other shapes than their variables. The model is unchanged.
+        WeightFileError: layers are missing, or shapes of arrays and variables differ. The model is unchanged.
     """
     variables = named_variables(model)
     loaded = [name for name in variables if name in weights.arrays and name not in left_out]
     if not loaded:
         raise WeightFileError(
-            f"{source} has no variable of this model; it holds {_shorten(list(weights.origins))}, "
-            f"the model {_shorten(_layers(variables))}."
+            f"{source} has no variable of this model. It holds {_shorten(list(weights.origins))}; the model has "
+            f"{_shorten(_layers(variables))}."
         )
     is_detector = any(is_detector_layer(name) for name in loaded)
     missing = [
@@ -159,9 +159,9 @@ def assign(
 
 
 def named_variables(model: keras.Model) -> dict[str, tf.Variable]:
-    """A model's variables by `layer/variable`, as `conv4_3/kernel`, in the order of its layers.
+    """Returns a model's variables by `layer/variable`, such as `conv4_3/kernel`, in the order of its layers.
 
-    Where a layer is made of others, as some of KerasCV are, the second of its kernels is `layer/kernel:1`.
+    Some layers of KerasCV contain others; the second kernel of such a layer is `layer/kernel:1`.
     """
     variables = {}
     for layer in model.layers:
@@ -183,12 +183,12 @@ def max_bytes(model: keras.Model) -> int:
 
 
 def plain_name(name: str) -> str:
-    """One spelling for Keras 2's `conv_dw_1/depthwise_kernel:0` and Keras 3's `conv_dw_1/kernel`."""
+    """Returns Keras 3's `conv_dw_1/kernel` for Keras 2's `conv_dw_1/depthwise_kernel:0`."""
     return name.removesuffix(":0").replace("/depthwise_kernel", "/kernel")
 
 
 def by_name(family: str, arrays: dict[str, np.ndarray], **kwargs: object) -> Weights:
-    """Weights whose names and layouts are ours already."""
+    """Returns `Weights` from arrays that already have the names and layouts of the variables."""
     origins = {}
     for name in arrays:
         origins.setdefault(layer_of(name), []).append(name)
@@ -196,12 +196,12 @@ def by_name(family: str, arrays: dict[str, np.ndarray], **kwargs: object) -> Wei
 
 
 def is_detector_layer(name: str) -> bool:
-    """Whether a layer, or a variable of it, belongs to the detector and not to its classification network."""
+    """Returns whether a layer, or a variable of it, belongs to the detector and not to its classification network."""
     return _DETECTOR_LAYER.match(name) is not None
 
 
 def layer_of(name: str) -> str:
-    """The layer of a variable `layer/variable`."""
+    """Returns the layer of a variable `layer/variable`."""
     return name.rsplit("/", 1)[0]
 
 

@@ -1,4 +1,4 @@
-"""Class heads of one list of classes for another list."""
+"""Fits the class heads of a file to the classes of a model."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from refinedet_tf.layers import ANCHORS_PER_CELL
 from refinedet_tf.model import RefineDet
 from refinedet_tf.weights.assignment import Weights, named_variables
 
-# The variables whose last axis runs over anchors and, within them, over background and classes.
+# Variables whose last axis runs over anchors and, for each, over background and classes.
 _CLASS_VARIABLE = re.compile(r"odm\d_classes(_pointwise)?/(kernel|bias)")
 _SHIPPED = ("coco_to_voc",)
 MAPPED = "rows mapped by class"
@@ -27,9 +27,9 @@ class FittedClasses:
     """Weights for the classes of a model.
 
     Attributes:
-        weights: the weights, with class heads of the model's size where there are any.
-        left_out: variables that get nothing from the file.
-        lines: what became of each class, for the report.
+        weights: the weights, with class heads of the model's size if there are any.
+        left_out: variables that take nothing from the file.
+        lines: the source of each class, for the report.
     """
 
     weights: Weights
@@ -38,17 +38,17 @@ class FittedClasses:
 
 
 def read_class_map(class_map: ClassMap | None) -> dict[str, int] | None:
-    """Reads which of the file's classes becomes which of ours.
+    """Reads a map from the model's classes to the file's.
 
     Args:
-        class_map: `coco_to_voc`, a YAML or JSON file, or such a mapping itself: our class name -> index in the
+        class_map: `coco_to_voc`, a YAML or JSON file, or the mapping itself: the model's class name -> the index in the
             file, from 1 as in Caffe, where the background is 0. None gives None.
 
     Returns:
         The mapping.
 
     Raises:
-        WeightFileError: there is no such file, or it is no such mapping.
+        WeightFileError: the file is missing or holds no such mapping.
     """
     if class_map is None:
         return None
@@ -62,7 +62,7 @@ def read_class_map(class_map: ClassMap | None) -> dict[str, int] | None:
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise WeightFileError(f"{source} is no readable class map: {error}") from error
+            raise WeightFileError(f"{source} is not a readable class map: {error}") from error
     if not isinstance(values, Mapping) or not values:
         raise WeightFileError(f"{source} must map class names to indices, as in {{aeroplane: 5, bicycle: 2}}.")
     for name, index in values.items():
@@ -72,33 +72,33 @@ def read_class_map(class_map: ClassMap | None) -> dict[str, int] | None:
 
 
 def fit_classes(model: RefineDet, weights: Weights, class_map: dict[str, int] | None, source: str) -> FittedClasses:
-    """Makes the class heads of a file fit the classes of a model.
+    """Fits the class heads of a file to the classes of a model.
 
-    With a map, rows are taken by it. Without, by name where the file has names, and as they are where the file only has
-    as many classes. Otherwise the class heads are left out. Rows without a source keep the model's values.
+    Rows are taken by the map if there is one, else by name if the file has names, else as they are if the file has as
+    many classes as the model. Otherwise the class heads are left out. Rows without a source keep the model's values.
 
     Args:
         model: the model; it is not changed.
-        weights: what the file holds.
+        weights: the content of the file.
         class_map: from `read_class_map`.
-        source: for messages.
+        source: path or name of the weights, for messages.
 
     Returns:
-        The weights for the model, and what happened.
+        The weights for the model, and how classes were mapped.
 
     Raises:
-        WeightFileError: the map names a class that the file does not have, none of the model's classes, or the file
-            has no class heads.
+        WeightFileError: the file has no class heads to map, or the map names none of the model's classes or an index
+            that the file does not have.
     """
     variables = {name: value for name, value in named_variables(model).items() if _CLASS_VARIABLE.fullmatch(name)}
     heads = [name for name in variables if name in weights.arrays]
     counts = {weights.arrays[name].shape[-1] // ANCHORS_PER_CELL for name in heads if weights.arrays[name].ndim}
     if not heads and class_map:
-        raise WeightFileError(f"{source} ({weights.family}) has no class heads to which a class map could apply.")
-    if len(counts) != 1:  # none, or heads that disagree, whose shapes cannot all fit
+        raise WeightFileError(f"{source} ({weights.family}) has no class heads, so a class map cannot apply.")
+    if len(counts) != 1:  # no heads, or heads that disagree, whose shapes cannot all fit
         return FittedClasses(weights)
     count = counts.pop()
-    if count < 2:  # no class at all: for `assign` to report
+    if count < 2:  # no class at all, which `assign` reports
         return FittedClasses(weights)
     classes = list(model.config.classes)
     if class_map is None and weights.classes is None and count == 1 + len(classes):
@@ -129,18 +129,18 @@ def fit_classes(model: RefineDet, weights: Weights, class_map: dict[str, int] | 
 
 
 def map_rows(array: np.ndarray, current: np.ndarray, rows: list[int | None]) -> np.ndarray:
-    """Takes the classes of every anchor from other places.
+    """Reorders the classes of every anchor.
 
     Args:
-        array: of the file, `[..., 3 * source]`: the classes of the first anchor, of the second, of the third.
-        current: of the model, `[..., 3 * len(rows)]`.
+        array: the file's, `[..., 3 * source]`: the classes of the first anchor, of the second, of the third.
+        current: the model's, `[..., 3 * len(rows)]`.
         rows: for each of the model's classes its index in the file, or None to keep the current values.
 
     Returns:
         `[..., 3 * len(rows)]`.
     """
     if array.shape[:-1] != current.shape[:-1]:
-        return array  # of another width: for `assign` to report
+        return array  # of another width, which `assign` reports
     source = array.reshape(*array.shape[:-1], ANCHORS_PER_CELL, -1)
     result = current.reshape(*current.shape[:-1], ANCHORS_PER_CELL, len(rows)).copy()
     for index, row in enumerate(rows):

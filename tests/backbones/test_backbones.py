@@ -7,7 +7,7 @@ from refinedet_tf.config import BACKBONES, BackboneConfig
 from refinedet_tf.errors import ConfigError
 
 
-@pytest.mark.parametrize("name", [name for name in BACKBONES if name != "keras_cv"])
+@pytest.mark.parametrize("name", [name for name in BACKBONES if name not in ("keras_cv", "keras_hub")])
 def test_maps_have_strides_8_16_32_64(name):
     size = (128, 192)
     images = keras.Input((*size, 3))

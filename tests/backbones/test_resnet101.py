@@ -45,7 +45,7 @@ def learnable(model):
 
 def test_learnable_parameters_are_those_of_the_original(model):
     assert learnable(model) == 82_451_588
-    # The original counts a third value, the factor of the averages, for each of its 155 normalisations.
+    # The original counts a third value, the factor of the averages, for each of its 155 normalizations.
     statistics = [variable for layer in model.layers for variable in layer.non_trainable_variables]
     assert sum(int(np.prod(variable.shape)) for variable in statistics) == 156_699 - 155
 
@@ -142,7 +142,7 @@ def test_stride_two_sits_on_the_first_1x1_and_the_projection(model):
     assert not [a.name for a in of_type(model, keras.layers.Conv2D) if a.dilation_rate != (1, 1)]
 
 
-def test_each_convolution_but_the_heads_is_normalised_in_place_of_a_bias(model):
+def test_each_convolution_but_the_heads_is_normalized_in_place_of_a_bias(model):
     def expected_name(conv):
         if conv == "conv1":
             return "bn_conv1"
@@ -158,12 +158,12 @@ def test_each_convolution_but_the_heads_is_normalised_in_place_of_a_bias(model):
     assert not by_input
 
 
-def test_normalisation_has_caffes_epsilon_and_averaging_everywhere(model):
+def test_normalization_has_caffes_epsilon_and_averaging_everywhere(model):
     settings = {(layer.epsilon, layer.momentum) for layer in of_type(model, keras.layers.BatchNormalization)}
     assert settings == {(1e-5, 0.999)}
 
 
-def test_kernels_start_gaussian_before_normalisation_and_uniform_in_the_heads(model):
+def test_kernels_start_gaussian_before_normalization_and_uniform_in_the_heads(model):
     for layer in [*of_type(model, keras.layers.Conv2D), *of_type(model, keras.layers.Conv2DTranspose)]:
         kernel = np.asarray(layer.kernel)
         if layer.use_bias:

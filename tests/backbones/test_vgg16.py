@@ -129,7 +129,7 @@ def test_fc6_looks_at_every_third_pixel(backbone):
     np.testing.assert_allclose(conv(below)[0], np.maximum(expected, 0), rtol=1e-4, atol=1e-4)
 
 
-def test_trunk_goes_on_from_the_maps_before_their_normalisation(backbone):
+def test_trunk_continues_from_the_maps_before_their_normalization(backbone):
     conv4_3, pool4, norm4, conv5_3, pool5, norm5 = run(
         backbone, "conv4_3", "pool4", "conv4_3_norm", "conv5_3", "pool5", "conv5_3_norm"
     )
@@ -174,7 +174,7 @@ def test_biases_learn_twice_as_fast_and_alone_do_not_decay():
         elif name == "bias":
             biases += 1
             expected = old - 0.1 * 2
-        else:  # also the scale of the normalised maps, and scale and shift of batch normalisation
+        else:  # also the scale of the normalized maps, and scale and shift of batch normalization
             expected = old - 0.1 * (1 + 0.5 * old)
         np.testing.assert_allclose(new, expected, rtol=1e-5, atol=1e-6, err_msg=name)
     assert biases == 17

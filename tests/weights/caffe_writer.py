@@ -37,7 +37,7 @@ def blob(values, shape=None, legacy_shape=False, double=False):
 
 
 def layer(name, blobs, v1=False):
-    """One field of NetParameter: a layer with serialised blobs and a few fields that hold no weights."""
+    """One field of NetParameter: a layer with serialized blobs and a few fields that hold no weights."""
     if v1:
         content = block(2, b"data") + block(3, name.encode()) + block(4, name.encode()) + number(5, 4)
         content += b"".join(block(6, one) for one in blobs)

@@ -73,7 +73,7 @@ def flatten(maps, values):
 
 
 def vgg16(x, net):
-    """Sources at strides 8, 16, 32, 64, two of them normalised."""
+    """Sources at strides 8, 16, 32, 64, two of them normalized."""
     for stage, count in enumerate((2, 2, 3, 3, 3), start=1):
         for index in range(1, count + 1):
             x = relu(conv(x, net[f"conv{stage}_{index}"], pad=1))

@@ -83,7 +83,7 @@ def test_resnet101_computes_the_same_behind_pool1(monkeypatch):
         "copied": 104 * 3, "bias of the convolution folded in": 104, "epsilon 1.001e-5 made 1e-5": 104
     }  # fmt: skip
     assert any("pool1" in note for note in report.notes)
-    # From the first map of stage 2 on, and the first convolution with its batch normalisation.
+    # From the first map of stage 2 on, and the first convolution with its batch normalization.
     for (ours, theirs), size in (
         ((("pool1", "res5c_relu"), ("pool1_pool", "conv5_block3_out")), (1, 16, 16, 64)),
         ((("conv1", "conv1_relu"), ("conv1_conv", "conv1_relu")), (1, 70, 70, 3)),

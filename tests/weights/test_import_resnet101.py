@@ -92,7 +92,7 @@ def test_the_classification_network_fills_the_trunk_and_nothing_else(model, net,
 @pytest.mark.parametrize(
     "change, message",
     [
-        # Some residual networks have convolutions with biases, or normalisations without Scale layers.
+        # Some residual networks have convolutions with biases, or normalizations without Scale layers.
         ({"res3a_branch1": 1}, "'res3a_branch1' has 2 arrays in the file, not 1: weights"),
         ({"scale3a_branch1": -1}, "'bn3a_branch1' has 1 arrays in the file, not 2: scale and shift"),
         ({"bn3a_branch1": -1}, r"'bn3a_branch1': a BatchNorm layer has blobs of shape \(C,\), \(C,\) and \(1,\), not"),

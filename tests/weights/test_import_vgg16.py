@@ -261,7 +261,7 @@ def test_where_the_small_kernel_sees_all_there_is_it_computes_what_the_full_one_
     np.testing.assert_allclose(conv(x, [small], pad=0, dilation=3)[:, 0, 0], full[::4], rtol=1e-4)
 
 
-def test_an_unreduced_vgg16_is_recognised_by_its_shapes():
+def test_an_unreduced_vgg16_is_recognized_by_its_shapes():
     for shape in ((4096, 25088), (1, 1, 4096, 25088), (4096, 512, 7, 7)):
         kernel = as_convolution(np.lib.stride_tricks.as_strided(np.zeros(1, np.int8), shape, (0,) * len(shape)))
         assert kernel.shape == (7, 7, 512, 4096)

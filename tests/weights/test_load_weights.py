@@ -188,7 +188,7 @@ def test_imagenet_weights_fill_the_backbone_and_nothing_else(archive, tiny_confi
     before = values(model)
     report = load_weights(model, path)
     after, arrays = values(model), np.load(path)
-    assert len(report.loaded) == 27 * 5  # convolutions with four batch normalisation variables each
+    assert len(report.loaded) == 27 * 5  # convolutions with four batch normalization variables each
     for name in report.loaded:
         there = name.replace("/kernel", "/depthwise_kernel") if name.startswith("conv_dw") else name
         np.testing.assert_array_equal(after[name], arrays[there].astype(np.float32), err_msg=name)

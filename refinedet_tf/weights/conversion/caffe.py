@@ -1,4 +1,4 @@
-"""Weights in Caffe's names and layouts, as Caffe and PyTorch files have them, into ours."""
+"""Weights of Caffe and PyTorch files, which share Caffe's layer names and layouts."""
 
 import os
 from collections.abc import Callable
@@ -21,7 +21,7 @@ REVERSED = "transposed, input channels reversed"
 SUBSAMPLED = "subsampled from ImageNet's fc6 and fc7"
 DIVIDED = "divided by Caffe's moving average factor"
 
-# A layer that tells the network, and one that only deeper networks of the same names have.
+# A layer that identifies the network, and one that only deeper networks with the same names have.
 _NETWORKS = {
     "vgg16": ("VGG-16", "conv1_1", "conv3_4"),
     "resnet101": ("ResNet-101", "res4b22_branch2a", "res4b23_branch2a"),
@@ -32,29 +32,29 @@ def caffe_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
     """Reads a .caffemodel of RefineDet, or of a classification network, on VGG-16 or ResNet-101.
 
     Args:
-        model: what the weights are for.
+        model: the model that the weights are for.
         path: the file.
 
     Returns:
         The weights of all layers of the model that the file has.
 
     Raises:
-        WeightFileError: the file is unreadable, of another network than the model's backbone, or a layer has blobs
-            that are none.
+        WeightFileError: the file is unreadable, is of another network than the model's backbone, or a layer has an
+            unexpected number of blobs.
     """
     layers = read_caffemodel(path)
-    network = _recognise(model, layers, os.fspath(path))
+    network = _recognize(model, layers, os.fspath(path))
     return _convert(model, layers, f"{network} (Caffe)", lambda name: name)
 
 
 def pytorch_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
     """Reads a .pth of luuuyi's RefineDet.PyTorch, the vgg16_reducedfc.pth of ssd.pytorch, or an EfficientNet-Lite.
 
-    luuuyi's models see RGB, ours BGR, minus the same mean of each colour: the input channels of `conv1_1` are reversed,
-    which is exact. vgg16_reducedfc.pth is taken to see BGR, as the Caffe file that it comes from.
+    luuuyi's models take RGB, this library's BGR, minus the same mean of each color: the input channels of `conv1_1` are
+    reversed, which is exact. vgg16_reducedfc.pth is assumed to take BGR, like the Caffe file that it was made from.
 
     Args:
-        model: what the weights are for.
+        model: the model that the weights are for.
         path: the file.
 
     Returns:
@@ -69,23 +69,23 @@ def pytorch_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
     modules = list(dict.fromkeys(key.rpartition(".")[0] or key for key in tensors))
     if "vgg.0" in modules:
         table, owner = LUUUYI, "(PyTorch, luuuyi)"
-        note = "these weights expect RGB: the input channels of conv1_1 are reversed, the model goes on with BGR"
+        note = "these weights expect RGB: the input channels of conv1_1 are reversed, so that the model takes BGR"
     elif "0" in modules and "33" in modules:
         table, owner = REDUCED_VGG16, "(PyTorch, vgg16_reducedfc.pth)"
-        note = "the channel order of conv1_1 is documented nowhere; BGR is assumed, as in the Caffe original"
+        note = "the channel order of conv1_1 is not documented; BGR is assumed, as in the Caffe original"
     else:
         raise WeightFileError(
             f"{os.fspath(path)} is neither a RefineDet of luuuyi/RefineDet.PyTorch nor vgg16_reducedfc.pth nor an "
             f"EfficientNet-Lite: it holds {', '.join(list(tensors)[:5])} ... Models of torchvision do not fit."
         )
-    # Modules that the table does not know keep their names and are reported as unused.
+    # Modules that are not in the table keep their names and are reported as unused.
     layers = {
         table.get(module, module): [
             tensors[f"{module}.{kind}"] for kind in ("weight", "bias") if f"{module}.{kind}" in tensors
         ]
         for module in modules
     }
-    network = _recognise(model, layers, os.fspath(path))
+    network = _recognize(model, layers, os.fspath(path))
     module_names = {layer: module for module, layer in table.items()}
     weights = _convert(model, layers, f"{network} {owner}", lambda name: module_names.get(name, name))
     first = weights.arrays.get("conv1_1/kernel")
@@ -96,11 +96,11 @@ def pytorch_weights(model: RefineDet, path: str | os.PathLike) -> Weights:
     return weights
 
 
-def _recognise(model: RefineDet, layers: Blobs, source: str) -> str:
-    """The network in a file, in words.
+def _recognize(model: RefineDet, layers: Blobs, source: str) -> str:
+    """Returns a description of the network in a file.
 
     Raises:
-        WeightFileError: it is not that of the model.
+        WeightFileError: it is not the model's.
     """
     backbone = model.config.backbone.name
     for name, (title, mark, foreign) in _NETWORKS.items():
@@ -124,7 +124,7 @@ def _recognise(model: RefineDet, layers: Blobs, source: str) -> str:
 
 
 def _convert(model: RefineDet, layers: Blobs, family: str, file_name: Callable[[str], str]) -> Weights:
-    """Makes arrays of all layers of the model that the file has; `file_name` is the name in the file of a layer."""
+    """Converts all layers of the model that the file has; `file_name` returns the name of a layer in the file."""
     weights = Weights(family, {}, {file_name(name): [] for name in layers}, preprocessing="caffe")
     for layer in model.layers:
         if not layer.weights:
@@ -146,11 +146,11 @@ def _convert(model: RefineDet, layers: Blobs, family: str, file_name: Callable[[
 
 
 def _variables(layer: keras.layers.Layer, blobs: list[list[np.ndarray]]) -> dict[str, tuple[np.ndarray, str]]:
-    """The variables of a layer: value, and what was done to it, by name.
+    """Returns the values of a layer's variables and how they were changed, by name.
 
     Args:
-        layer: ours.
-        blobs: those of each Caffe layer that it stands for.
+        layer: the model's layer.
+        blobs: the blobs of each corresponding Caffe layer.
 
     Raises:
         WeightFileError: there are too few or too many blobs.
@@ -193,13 +193,13 @@ def _expect(layer: keras.layers.Layer, blobs: list[np.ndarray], kinds: tuple[str
 
 
 def as_convolution(kernel: np.ndarray) -> np.ndarray | None:
-    """The weights of fc6 or fc7 of an unreduced VGG-16 as a convolution's.
+    """Returns fc6 or fc7 of an unreduced VGG-16 as the kernel of a convolution.
 
     Args:
-        kernel: of any layer.
+        kernel: the weights of any layer.
 
     Returns:
-        `(7, 7, 512, 4096)` for fc6 or `(1, 1, 4096, 4096)` for fc7; None for other weights.
+        `(7, 7, 512, 4096)` for fc6, `(1, 1, 4096, 4096)` for fc7, None for other weights.
     """
     for shape in ((4096, 512, 7, 7), (4096, 4096, 1, 1)):
         whole = tuple(side for side in kernel.shape if side > 1)
@@ -209,9 +209,9 @@ def as_convolution(kernel: np.ndarray) -> np.ndarray | None:
 
 
 def subsample_fc6(kernel: np.ndarray) -> np.ndarray:
-    """Takes every fourth output and every third row and column, as the ports of SSD do.
+    """Keeps every fourth output and every third row and column, as ports of SSD do.
 
-    With dilation 3 the 3x3 kernel covers the same 7x7 cells.
+    With dilation 3, the 3x3 kernel covers the same 7x7 cells.
 
     Args:
         kernel: `[7, 7, in, out]`.
@@ -223,7 +223,7 @@ def subsample_fc6(kernel: np.ndarray) -> np.ndarray:
 
 
 def subsample_fc7(kernel: np.ndarray) -> np.ndarray:
-    """Takes every fourth output, and the inputs that are left of fc6.
+    """Keeps every fourth output, and the inputs that remain of fc6.
 
     Args:
         kernel: `[1, 1, in, out]`.

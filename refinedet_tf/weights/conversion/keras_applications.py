@@ -1,4 +1,4 @@
-"""Weights of keras.applications' networks, downloaded or from a file in their layout."""
+"""ImageNet weights of keras.applications, downloaded or from a file in their layout."""
 
 import os
 
@@ -18,14 +18,16 @@ FOLDED = "bias of the convolution folded in"
 _RESNET_EPSILON, _OUR_EPSILON = 1.001e-5, 1e-5
 
 _CAFFE_MEANS_NOTE = "trained minus the mean (103.939, 116.779, 123.68), the model subtracts (104, 117, 123)"
-_POOLING_NOTE = "ResNet101 of keras.applications pads pool1 on all sides, this network right and below only"
+_POOLING_NOTE = (
+    "ResNet101 of keras.applications pads pool1 on all sides, this network only on the right and at the bottom"
+)
 
 
 def imagenet_weights(model: RefineDet, path: str | os.PathLike = IMAGENET) -> Weights:
-    """Reads the backbone's weights for ImageNet.
+    """Reads the backbone's ImageNet weights.
 
-    Fully connected layers of VGG16 become the dilated convolutions of the reduced network; the biases of ResNet101's
-    convolutions go into the batch normalisation behind them.
+    Fully connected layers of VGG16 become the dilated convolutions of the reduced network. The biases of ResNet101's
+    convolutions are folded into the batch normalization that follows.
 
     Args:
         model: the model, whose backbone is a network of keras.applications.
@@ -35,7 +37,7 @@ def imagenet_weights(model: RefineDet, path: str | os.PathLike = IMAGENET) -> We
         The weights of the classification network's layers.
 
     Raises:
-        WeightFileError: there are no such weights, the download fails or the file does not fit.
+        WeightFileError: there are no such weights, the download fails, or the file does not fit.
     """
     config = model.config.backbone
     backbone = backbone_of(config.name)
@@ -78,7 +80,9 @@ def _build(application: Application, path: str | os.PathLike) -> keras.Model:
     for include_top in (True,) if application.needs_top else (False, True):
         try:
             return constructor(weights=os.fspath(path), include_top=include_top, **application.arguments)
-        except Exception as reason:  # a bare Exception for a failed download, anything over bytes from a stranger
+        except (
+            Exception
+        ) as reason:  # Keras raises a bare Exception for a failed download, and many kinds of errors over damaged files
             error = reason
         if path == IMAGENET:
             break
@@ -112,5 +116,5 @@ def _fold_biases(weights: Weights) -> None:
     weights.notes.extend([_CAFFE_MEANS_NOTE, _POOLING_NOTE])
 
 
-# Networks that our backbones follow in the form of the Caffe originals, and what makes one of the other.
+# Networks whose Caffe originals our backbones follow, with the function that converts them.
 _ORIGINALS = {"VGG16": _reduce, "ResNet101": _fold_biases}

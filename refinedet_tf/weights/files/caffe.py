@@ -1,10 +1,10 @@
 """Reads the weights out of a Caffe model file (.caffemodel) without Caffe.
 
-A .caffemodel is one serialised protobuf message, `NetParameter` of Caffe's caffe.proto. The few fields that hold
-weights are declared here and google.protobuf does the parsing. Everything nested or long is declared as
-`bytes`, which has the same wire format: a packed list of floats then becomes a NumPy array without a Python
-object per number, and the next level is only parsed once this one has proved sane, which keeps a hostile file
-from unfolding into a hundred times its size in message objects.
+A .caffemodel is one serialized protobuf message, `NetParameter` of Caffe's caffe.proto. The few fields that hold
+weights are declared here; google.protobuf parses them. Everything nested or long is declared as `bytes`, which has the
+same wire format: a packed list of floats becomes a NumPy array without a Python object per number, and a level is only
+parsed after the level above has been checked, so that a hostile file cannot unfold into message objects of a hundred
+times its size.
 """
 
 import math
@@ -19,11 +19,11 @@ from google.protobuf.message import DecodeError
 from refinedet_tf.errors import WeightFileError
 from refinedet_tf.weights.files.opening import open_weight_file
 
-# Protobuf messages end at 2 GiB. The other bounds are far above any network: ResNet-101 has about 800 layers.
+# Protobuf messages are limited to 2 GiB. The other limits are far above any network: ResNet-101 has about 800 layers.
 MAX_BYTES = 2**31 - 1
 MAX_LAYERS = 100_000
 MAX_BLOBS = 100
-MAX_AXES = 32  # Caffe's own bound
+MAX_AXES = 32  # Caffe's own limit
 MAX_SHAPE_BYTES = 16 * MAX_AXES  # a size takes 11 bytes at most
 
 _Field = descriptor_pb2.FieldDescriptorProto
@@ -78,29 +78,29 @@ _CLASSES = _message_classes()
 def read_caffemodel(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
     """Reads the blobs of every layer of a .caffemodel.
 
-    Both the present format (`layer`) and the older V1 format (`layers`) are read, single and double precision,
-    and the legacy four-dimensional shapes (num, channels, height, width). Of the latter, (1, 1, 1, C) stands for
-    a vector and becomes (C,); all others keep their four axes.
+    Supported are the current format (`layer`) and the older V1 format (`layers`), single and double precision, and the
+    legacy four-dimensional shapes (num, channels, height, width). Of the latter, (1, 1, 1, C) stands for a vector and
+    becomes (C,); all others keep their four axes.
 
-    A file that was cut exactly between two layers is a valid, shorter one: whether all layers
-    are there has to be checked against the network that they are meant for.
+    A file that was cut exactly between two layers is a valid, shorter file: the caller must check that all layers of
+    the network are there.
 
     Args:
         path: the file.
 
     Returns:
-        Layer name -> its blobs in Caffe's order and layout (weights (out, in, kh, kw) first, then the bias), float32,
-        in the order of the file. Layers without blobs are left out.
+        The blobs of each layer by its name, in the order of the file: float32, in Caffe's order and layout (weights
+        (out, in, kh, kw) first, then the bias). Layers without blobs are left out.
 
     Raises:
-        WeightFileError: no such file, no regular file, no Caffe model, a truncated or inconsistent one, two
-            layers of one name, or a format older than V1.
+        WeightFileError: the file is missing, not a regular file, not a Caffe model, truncated or inconsistent, has two
+            layers of one name, or is older than V1.
     """
     with open_weight_file(path) as file:
         raw = file.read(MAX_BYTES + 1)
     if len(raw) > MAX_BYTES:
         raise WeightFileError(f"{path} is larger than 2 GiB, which no Caffe model can be")
-    net = _parse("NetParameter", raw, f"{path} is no Caffe model, or a truncated one")
+    net = _parse("NetParameter", raw, f"{path} is not a Caffe model, or is truncated")
     if len(net.layers) + len(net.layer) > MAX_LAYERS:
         raise WeightFileError(f"{path} declares more than {MAX_LAYERS} layers")
 
@@ -117,7 +117,7 @@ def read_caffemodel(path: str | os.PathLike) -> dict[str, list[np.ndarray]]:
 
 
 def _layers(net: Any, path: str | os.PathLike) -> Iterator[tuple[str, list[bytes]]]:
-    """Yields the name and the serialised blobs of every layer that has blobs."""
+    """Yields the name and the serialized blobs of every layer that has blobs."""
     for class_name, raw_layers in (("V1LayerParameter", net.layers), ("LayerParameter", net.layer)):
         for i, raw_layer in enumerate(raw_layers):
             layer = _parse(class_name, raw_layer, f"{path}: layer number {i} is damaged")
@@ -165,19 +165,19 @@ def _parse(class_name: str, raw: bytes, error_message: str) -> Any:
 
 
 def fold_statistics(blobs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Turns the three blobs of a Caffe BatchNorm layer into running statistics.
+    """Converts the three blobs of a Caffe BatchNorm layer into running statistics.
 
-    Caffe keeps sums that decay with the moving average, and in the third blob the factor they have
-    to be divided by: mean = blob 0 / factor, variance = blob 1 / factor, and both 0 where the factor is 0.
+    Caffe stores sums that decay with the moving average, and in the third blob the factor to divide them by:
+    mean = blob 0 / factor, variance = blob 1 / factor, and both 0 if the factor is 0.
 
     Args:
-        blobs: [C] mean, [C] variance and the factor, a single number.
+        blobs: mean [C], variance [C] and the factor, a single number.
 
     Returns:
         (mean, variance), float32 [C] each.
 
     Raises:
-        WeightFileError: these are not the blobs of a BatchNorm layer.
+        WeightFileError: the blobs are not those of a BatchNorm layer.
     """
     shapes = [blob.shape for blob in blobs]
     if len(blobs) != 3 or blobs[0].ndim != 1 or shapes[0] != shapes[1] or blobs[2].size != 1:
@@ -187,25 +187,26 @@ def fold_statistics(blobs: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return mean * scale, variance * scale
 
 
-# What may stand before the first layer of a NetParameter, and that layer itself: field number -> wire type
-# (0: a varint, 2: a length and so many bytes).
+# The fields that may precede the first layer of a NetParameter: field number -> wire type (0: a varint, 2: a length and
+# as many bytes).
 _LEADING_FIELDS = {1: 2, 3: 2, 4: 0, 5: 0, 6: 2, 7: 0, 8: 2}
-_LAYER_FIELDS = {2: {1: 2, 2: 2, 3: 2, 4: 2}, 100: {1: 2, 2: 2}}  # and the fields that such a layer starts with
+# The fields of layers, and the fields that a layer starts with.
+_LAYER_FIELDS = {2: {1: 2, 2: 2, 3: 2, 4: 2}, 100: {1: 2, 2: 2}}
 _PREFIX_BYTES = 4096
 
 
 def is_caffemodel(path: str | os.PathLike) -> bool:
-    """Tells from the first bytes whether a file looks like a .caffemodel; never reads the rest.
+    """Returns whether a file looks like a .caffemodel, judging by its first bytes.
 
     Args:
         path: the file.
 
     Returns:
-        True if the file starts like a serialised `NetParameter`: its name and inputs, then a layer. Other protobuf
+        True if the file starts like a serialized `NetParameter`: its name and inputs, then a layer. Other protobuf
         files (SavedModel, GraphDef, ONNX) and zip, HDF5 or pickle files give False.
 
     Raises:
-        WeightFileError: no such file or no regular file.
+        WeightFileError: the file is missing or not a regular file.
     """
     with open_weight_file(path) as file:
         prefix = file.read(_PREFIX_BYTES)
@@ -227,7 +228,7 @@ def is_caffemodel(path: str | os.PathLike) -> bool:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int] | None:
-    """Reads a protobuf varint; returns it and the position behind it, or None where the data ends first."""
+    """Reads a protobuf varint; returns it and the position after it, or None if the data ends first."""
     value = 0
     for i, byte in enumerate(data[position : position + 10]):
         value |= (byte & 0x7F) << (7 * i)

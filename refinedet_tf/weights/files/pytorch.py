@@ -1,8 +1,8 @@
 """Reads the tensors out of a PyTorch checkpoint (.pth) without PyTorch and without executing it.
 
-`torch.save` writes a pickle that names the tensors and their places in raw storages, either as a zip archive
-(since PyTorch 1.6) or as one stream (before; "legacy" here). `torch_pickle` understands the pickle; this module knows
-the two containers and turns the storages into arrays.
+`torch.save` writes a pickle that describes tensors as views of raw storages, either as a zip archive (since PyTorch
+1.6) or as one stream (before; "legacy" here). `torch_pickle` interprets the pickle; this module reads the two
+containers and turns storages into arrays.
 """
 
 import io
@@ -22,7 +22,7 @@ from refinedet_tf.weights.files.torch_pickle import STORAGES, Storage, Tensor
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 ZIP_MAGIC = b"PK\x03\x04"
-MAX_REUSE = 10  # times that the tensors may exceed the file, because they share storages
+MAX_REUSE = 10  # how many times larger than the file its tensors may be, since tensors can share storages
 
 _WRAPPERS = ("state_dict", "model")
 _DATA_PARALLEL_PREFIX = "module."
@@ -31,31 +31,31 @@ _DATA_PARALLEL_PREFIX = "module."
 def read_state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads the tensors of a PyTorch checkpoint.
 
-    A state dict inside {"state_dict": ...} or {"model": ...} is taken out, entries that are no tensors (epoch,
-    optimizer) are left out, and where every name starts with "module." (nn.DataParallel) that prefix is dropped.
+    A state dict inside {"state_dict": ...} or {"model": ...} is unwrapped, entries other than tensors (epoch,
+    optimizer) are left out, and if every name starts with "module." (nn.DataParallel) that prefix is dropped.
 
     Args:
         path: a file written by `torch.save`, in the zip or in the legacy format.
 
     Returns:
-        Name -> array, in the order of the file, each with its own memory. The types are those of the
-        tensors; bfloat16, which NumPy lacks, becomes float32.
+        The arrays by name, in the order of the file, each with its own memory and of its tensor's type; bfloat16, which
+        NumPy lacks, becomes float32.
 
     Raises:
-        WeightFileError: no such file, no regular file, no PyTorch file, a truncated or inconsistent one, one
-            that refers to anything but tensors and plain values (by its name), or one without tensors.
+        WeightFileError: the file is missing, not a regular file, not written by PyTorch, damaged, or without tensors,
+            or it refers to anything but tensors and plain values, which the message names.
     """
     with open_weight_file(path) as file:
         try:
             return _read(file, os.fstat(file.fileno()).st_size)
-        # Whatever the parsers of pickle and zip raise over bytes from a stranger: the file is at fault.
+        # The parsers of pickle and zip raise many kinds of errors over damaged files.
         except Exception as error:
             reason = error if type(error) is ValueError else f"it is damaged ({error!r:.200})"
             raise WeightFileError(f"{path} cannot be read as PyTorch weights: {reason}") from error
 
 
 def is_pytorch_file(path: str | os.PathLike) -> bool:
-    """Tells from a look at its structure whether a file was written by `torch.save`.
+    """Returns whether a file was written by `torch.save`, judging by its structure.
 
     Args:
         path: the file.
@@ -64,7 +64,7 @@ def is_pytorch_file(path: str | os.PathLike) -> bool:
         True for both formats of `read_state_dict`; False for other zip files (.keras, .npz) and anything else.
 
     Raises:
-        WeightFileError: no such file or no regular file.
+        WeightFileError: the file is missing or not a regular file.
     """
     with open_weight_file(path) as file:
         try:
@@ -72,7 +72,7 @@ def is_pytorch_file(path: str | os.PathLike) -> bool:
             if start.startswith(ZIP_MAGIC):
                 return any(name.endswith("/data.pkl") for name in zipfile.ZipFile(file).namelist())
             return torch_pickle.load(io.BytesIO(start)) == LEGACY_MAGIC
-        except Exception:  # as in read_state_dict: a file that no parser understands
+        except Exception:  # as in read_state_dict
             return False
 
 
@@ -164,7 +164,7 @@ def _open_legacy(raw: bytes) -> tuple[Any, Callable[[Storage], bytes | memoryvie
 
 
 def _find_tensors(root: Any) -> dict[str, Tensor]:
-    """Finds the state dict in whatever was saved."""
+    """Finds the state dict in the saved object."""
     if not isinstance(root, dict):
         raise ValueError(f"it holds a {type(root).__name__.strip('_').lower()}, not a state dict")
     for wrapper in _WRAPPERS:
@@ -185,7 +185,7 @@ def _item_type(storage: Storage) -> np.dtype:
 
 
 def _to_array(tensor: Tensor, raw: bytes | memoryview, byte_order: str) -> np.ndarray:
-    """Copies a tensor out of its storage, after making sure that it lies within."""
+    """Copies a tensor out of its storage, after checking that it lies within."""
     storage, offset, size, stride = tensor
     item_type = _item_type(storage)
     if len(raw) != storage.size * item_type.itemsize:

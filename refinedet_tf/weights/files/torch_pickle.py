@@ -1,21 +1,21 @@
 """Interprets the pickles that `torch.save` writes, without executing them.
 
-A pickle is a program. `pickle.Unpickler` with a restricted `find_class` keeps it from calling what it likes, but
-not from filling the memory with nine bytes (a huge memo index) or from hashing nested tuples for ever. So
-`pickletools` takes the stream apart here, and `load` knows only those operations that build numbers, strings,
-tuples, lists, dicts and descriptions of tensors. Everything else is refused by its name.
+A pickle is a program. `pickle.Unpickler` with a restricted `find_class` keeps it from calling arbitrary functions, but
+not from filling the memory with nine bytes (a huge memo index) or from hashing nested tuples forever. So `pickletools`
+splits the stream here, and `load` supports only the operations that build numbers, strings, tuples, lists, dicts and
+descriptions of tensors. Everything else is refused by name.
 """
 
 import pickletools
 from collections.abc import Iterable
 from typing import Any, BinaryIO, NamedTuple
 
-MAX_OPERATIONS = 1_000_000  # ResNet-101 with the state of its optimiser takes less than 100,000
+MAX_OPERATIONS = 1_000_000  # ResNet-101 with the state of its optimizer takes less than 100,000
 MAX_NUMBER = 2**63  # sizes and strides are below
 MAX_AXES = 32
 
-# Storage class of torch -> NumPy type of an element in the file. The bits of a bfloat16 are read as an integer,
-# bools as bytes, because only 0 and 1 are safe in a NumPy bool.
+# Storage class of torch -> NumPy type of an element in the file. A bfloat16 is read as an integer of its bits, a bool
+# as a byte, since only 0 and 1 are safe in a NumPy bool.
 STORAGES = {
     "torch.FloatStorage": "f4",
     "torch.DoubleStorage": "f8",
@@ -38,12 +38,12 @@ FUNCTIONS = {
 
 
 class Storage(NamedTuple):
-    """A run of numbers in the file.
+    """A sequence of numbers in the file.
 
     Attributes:
         type_name: one of `STORAGES`.
-        key: its name within the file.
-        size: how many numbers it has.
+        key: its name in the file.
+        size: how many numbers it holds.
     """
 
     type_name: str
@@ -52,13 +52,13 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage, as the file declares it; whether it lies within is not checked yet.
+    """A view of a storage, as the file declares it; it may reach beyond the storage.
 
     Attributes:
-        storage: where its numbers are.
-        offset: the first of them, counted in numbers.
+        storage: the storage with its numbers.
+        offset: index of its first number in the storage.
         size: its shape.
-        stride: the steps from one number to the next along each axis, counted in numbers.
+        stride: the step from one number to the next along each axis, in numbers.
     """
 
     storage: Storage
@@ -68,24 +68,24 @@ class Tensor(NamedTuple):
 
 
 class _Global(NamedTuple):
-    """A class or function that the pickle refers to: its name, never the thing itself."""
+    """The name of a class or function that the pickle refers to, never the class or function itself."""
 
     name: str
 
 
 def load(stream: BinaryIO, storages: dict[str, Storage] | None = None) -> Any:
-    """Interprets one pickle of plain values and tensors, and leaves the stream behind its end.
+    """Interprets one pickle of plain values and tensors, and leaves the stream after its end.
 
     Args:
-        stream: an io.BytesIO, so that no declared length can ask for more memory than the file has.
-        storages: if given, filled with every storage that the pickle refers to, by key.
+        stream: an io.BytesIO, so that no declared length can claim more memory than the file has.
+        storages: if given, receives every storage that the pickle refers to, by key.
 
     Returns:
         The object; tensors are of class `Tensor`.
 
     Raises:
-        ValueError: an operation, class or function outside of what a state dict needs.
-        Exception: whatever a damaged pickle leads to, such as an IndexError from an empty stack.
+        ValueError: the pickle uses an operation, class or function that no state dict needs.
+        Exception: anything that a damaged pickle leads to, such as an IndexError from an empty stack.
     """
     stack = []
     marks = []  # lengths of the stack at every open MARK
@@ -177,7 +177,7 @@ def _expect(value: Any, kind: type) -> Any:
 
 def _set_items(mapping: Any, items: Iterable[tuple[Any, Any]]) -> None:
     for key, value in items:
-        # Only keys that hash at once: a tuple of tuples of tuples may take for ever.
+        # Only keys that hash quickly: a tuple of tuples of tuples may take forever.
         if not isinstance(key, str | int | float | None):
             raise ValueError(f"its pickle has a dict with a {type(key).__name__} as a key")
         _expect(mapping, dict)[key] = value
@@ -200,14 +200,14 @@ def _find_storage(description: tuple) -> Storage:
 
 
 def _call(name: str, arguments: tuple) -> Any:
-    """Does what the function of that name does with plain values."""
+    """Returns the result of a function of torch, on plain values."""
     match name, arguments:
         case "collections.OrderedDict", ():
             return {}
         case "collections.OrderedDict", (list(pairs),):
             result = {}
             _set_items(result, ((key, value) for key, value in pairs))
-            pairs.clear()  # a list that is converted a million times would take for ever
+            pairs.clear()  # a list that is converted a million times would take forever
             return result
         case "torch.Size", (tuple(size),):
             return size
