@@ -16,6 +16,10 @@ class DataError(RefineDetError):
     """An unusable data set or image; the message names the file or folder."""
 
 
+class TrainingError(RefineDetError):
+    """A run that cannot start, or had to stop; the message says how to go on."""
+
+
 class WeightFileError(RefineDetError):
     """An unusable weight file or saved model; the message names the file and the layer."""
 

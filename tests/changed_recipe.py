@@ -57,6 +57,9 @@ CHANGED = Config(
         seed=4,
         weights="some.file",
         evaluate_every=2,
+        best_metric="coco_ap",
+        checkpoint_steps=50,
+        keep_checkpoints=5,
     ),
     evaluation=EvaluationConfig("released"),
 )

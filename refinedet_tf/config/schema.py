@@ -36,6 +36,7 @@ EVALUATION_PROTOCOLS = (
     "multi_scale_coco_320",
     "multi_scale_coco_512",
 )
+BEST_METRICS = ("ap_11_point", "ap_area", "coco_ap")
 DATA_FORMATS = ("voc", "coco", "tfrecord", "tfds")
 
 
@@ -217,6 +218,9 @@ class TrainConfig:
         weights: initial weights: a file, `imagenet` (keras.applications, a download), `efficientnet_lite0` (1, 2: the
             package of the extra lite0), or nothing.
         evaluate_every: number of epochs between evaluations; the last epoch is always evaluated.
+        best_metric: the average precision that chooses `best.keras`, one of `BEST_METRICS`.
+        checkpoint_steps: steps between checkpoints within an epoch; 0: only at the end of each epoch.
+        keep_checkpoints: the newest checkpoints that are kept.
     """
 
     epochs: int = 1
@@ -235,6 +239,9 @@ class TrainConfig:
     seed: int = 0
     weights: str | None = None
     evaluate_every: int = 10
+    best_metric: str = "ap_11_point"
+    checkpoint_steps: int = 0
+    keep_checkpoints: int = 2
 
 
 @dataclass

@@ -4,6 +4,7 @@ import itertools
 
 from refinedet_tf.config.schema import (
     BACKBONES,
+    BEST_METRICS,
     DATA_FORMATS,
     EVALUATION_PROTOCOLS,
     OPTIMIZERS,
@@ -33,9 +34,9 @@ def validate(config: Config) -> None:
     _check(data.max_boxes > 0, "data.max_boxes", data.max_boxes, "must be positive")
     ratio = data.augmentation.expand_max_ratio
     _check(ratio >= 1, "data.augmentation.expand_max_ratio", ratio, "must be at least 1")
-    for key in ("epochs", "batch_size", "learning_rate", "evaluate_every"):
+    for key in ("epochs", "batch_size", "learning_rate", "evaluate_every", "keep_checkpoints"):
         _check(getattr(train, key) > 0, f"train.{key}", getattr(train, key), "must be positive")
-    for key in ("warmup_steps", "weight_decay", "clip_norm"):
+    for key in ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_steps"):
         _check(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "must not be negative")
     epochs = list(train.decay_epochs)
     _check(
@@ -46,7 +47,8 @@ def validate(config: Config) -> None:
     )
     _check(train.decay_rate > 0, "train.decay_rate", train.decay_rate, "must be positive")
     _check(0 <= train.momentum < 1, "train.momentum", train.momentum, "must be in [0, 1)")
-    for key, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS)):
+    choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "best_metric": BEST_METRICS}
+    for key, known in choices.items():
         _check_choice(f"train.{key}", getattr(train, key), known)
     if config.evaluation.protocol is not None:
         _check_choice("evaluation.protocol", config.evaluation.protocol, EVALUATION_PROTOCOLS)

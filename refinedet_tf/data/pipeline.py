@@ -27,6 +27,7 @@ def training_pipeline(
     deterministic: bool = True,
     shard: tuple[int, int] = (0, 1),
     epoch: tf.Variable | None = None,
+    start: int = 0,
 ) -> tf.data.Dataset:
     """Shuffled, augmented batches; one iteration is one epoch.
 
@@ -52,6 +53,8 @@ def training_pipeline(
             the remainder is dropped.
         epoch: its value at the beginning of an iteration is the number of the epoch; by default they count from 0.
             `epoch_variable` makes one.
+        start: images at the beginning of the epoch that this worker leaves out, to go on within an epoch; a multiple
+            of `batch_size`.
 
     Returns:
         `(images, {"boxes": boxes, "classes": classes})` with images float32 `[batch_size, height, width, 3]`, RGB,
@@ -77,9 +80,9 @@ def training_pipeline(
     def one_epoch(_: tf.Tensor) -> tf.data.Dataset:
         number = counter.assign_add(1) if epoch is None else epoch.read_value()
         epoch_seed = tf.stack([tf.constant(seed, tf.int64), number])
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(examples), dtype=tf.int64), epoch_seed)
-        places = tf.range(index, len(examples), workers, dtype=tf.int64)[:count]
-        seeds = tf.data.Dataset.from_tensors(epoch_seed).repeat(count)
+        order = epoch_order(len(examples), seed, number)
+        places = tf.range(index, len(examples), workers, dtype=tf.int64)[start:count]
+        seeds = tf.data.Dataset.from_tensors(epoch_seed).repeat(count - start)
         return tf.data.Dataset.zip((tf.data.Dataset.from_tensor_slices((tf.gather(order, places), places)), seeds))
 
     def prepare(
@@ -101,13 +104,19 @@ def training_pipeline(
             "classes": tf.ensure_shape(classes, [max_boxes]),
         }
 
-    dataset = tf.data.Dataset.range(1).flat_map(one_epoch).apply(tf.data.experimental.assert_cardinality(count))
+    dataset = tf.data.Dataset.range(1).flat_map(one_epoch).apply(tf.data.experimental.assert_cardinality(count - start))
     dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(batch_size, drop_remainder=drop_remainder)
     if augmentation.keras_cv:
         layers = build_layers(augmentation.keras_cv, resizing.size, seed)
         dataset = dataset.map(layers, num_parallel_calls=tf.data.AUTOTUNE)
     return dataset.prefetch(tf.data.AUTOTUNE).with_options(_options(deterministic))
+
+
+def epoch_order(count: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:
+    """Returns the order in which `training_pipeline` takes `count` examples in an epoch: int64 `[count]`, indices."""
+    epoch_seed = tf.stack([tf.constant(seed, tf.int64), tf.cast(epoch, tf.int64)])
+    return tf.random.experimental.stateless_shuffle(tf.range(count, dtype=tf.int64), epoch_seed)
 
 
 def epoch_variable(number: int) -> tf.Variable:

@@ -1,83 +1,85 @@
-"""What happens at the end of an epoch."""
+"""The callback that accompanies the steps of an epoch."""
 
-import json
-import os
-from collections.abc import Callable
-from pathlib import Path
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from tensorflow import keras
 
-from refinedet_tf.data.pipeline import epoch_variable
-from refinedet_tf.evaluation.voc import VocResult
+from refinedet_tf.errors import TrainingError
+from refinedet_tf.training.checkpoints import Checkpoints, Progress, RunVariables
+from refinedet_tf.training.stopping import StopRequests
 
-AP_LOG = "val_ap"
 
-
-class CurrentEpoch(keras.callbacks.Callback):
-    """The number of the epoch under way, from 0, also in a run that was taken up again.
-
-    `training_pipeline` reads it, so that such a run sees the images that it would have seen without interruption.
+class Steps(keras.callbacks.Callback):
+    """Counts the steps of one epoch, saves checkpoints, and stops on bad numbers and on request.
 
     Attributes:
-        number: the variable to give to the pipeline.
+        progress: how far the run is.
+        values: all variables after the last step of the epoch, before Keras puts moving averages in their place.
     """
 
-    def __init__(self):
-        super().__init__()
-        self.number = epoch_variable(0)
+    def __init__(
+        self,
+        progress: Progress,
+        variables: RunVariables,
+        checkpoints: Checkpoints,
+        *,
+        steps: int,
+        checkpoint_steps: int,
+        stop_requests: StopRequests,
+        name_images: Callable[[Progress], Sequence[str]],
+        show: Callable[[dict[str, float]], None],
+    ):
+        """Goes on from `progress`.
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Takes the number down; Keras asks the dataset for the epoch's first batch after that."""
-        self.number.assign(epoch)
-
-
-class VocEvaluation(keras.callbacks.Callback):
-    """Evaluates every few epochs; saves the model, the best one so far, and a history of all results.
-
-    Adds `val_ap` (mean 11-point AP at IoU 0.5; NaN in epochs without an evaluation) to the logs.
-    """
-
-    def __init__(self, evaluate: Callable[[keras.Model], VocResult], every: int, epochs: int, folder: Path):
-        """Evaluates after each `every` of `epochs` epochs.
-
-        Writes `model.keras`, `best.keras` and `evaluations.json` to `folder`.
+        Args:
+            progress: how far the run is, within an epoch or at its beginning.
+            variables: of the run, as they are at that point.
+            checkpoints: where to save.
+            steps: of a whole epoch.
+            checkpoint_steps: between checkpoints; 0: none before the end of the epoch.
+            stop_requests: checked after each step.
+            name_images: from the progress before a step to the names of the step's images.
+            show: called after each step with the mean losses.
         """
         super().__init__()
-        self.evaluate = evaluate
-        self.every = every
-        self.epochs = epochs
-        self.model_path = folder / "model.keras"
-        self.best_path = folder / "best.keras"
-        self.history_path = folder / "evaluations.json"
-        self.history = json.loads(self.history_path.read_text()) if self.history_path.exists() else []
+        self.progress = progress
+        self.values = variables.read()
+        self._variables = variables
+        self._checkpoints = checkpoints
+        self._steps = steps
+        self._checkpoint_steps = checkpoint_steps
+        self._stop_requests = stop_requests
+        self._name_images = name_images
+        self._show = show
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Sets the means of the losses again, which Keras has just reset, if the epoch has steps already."""
+        if self.progress.step:
+            self._variables.assign(self.values)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Checks the loss, saves if it is time, and stops if that is requested."""
+        if not math.isfinite(logs["loss"]):
+            raise TrainingError(self._bad_loss(float(logs["loss"])))
+        self.progress = dataclasses.replace(self.progress, step=self.progress.step + 1)
+        self._show(logs)
+        due = self._checkpoint_steps and self.progress.step % self._checkpoint_steps == 0
+        if self.progress.step < self._steps and (due or self._stop_requests.requested):
+            self._checkpoints.save(self._variables.read(), self.progress)
+            self._stop_requests.stop()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Evaluates if it is time."""
-        logs = {} if logs is None else logs
-        logs[AP_LOG] = float("nan")
-        number = epoch + 1
-        if number % self.every and number != self.epochs:
-            return
-        save_model(self.model, self.model_path)
-        result = self.evaluate(self.model)
-        print(f"\nEpoch {number}, validation:\n{result.table()}")
-        logs[AP_LOG] = result.mean_ap_11_point
-        if all(result.mean_ap_11_point > entry[AP_LOG] for entry in self.history):
-            save_model(self.model, self.best_path)
-        self.history.append({"epoch": number, AP_LOG: result.mean_ap_11_point, **result.as_dict()})
-        replace_text(self.history_path, json.dumps(self.history, indent=1))
+        """Keeps the mean losses and the variables."""
+        self.progress = dataclasses.replace(self.progress, logs={name: float(value) for name, value in logs.items()})
+        self.values = self._variables.read()
 
-
-def save_model(model: keras.Model, path: Path) -> None:
-    """Saves to a temporary file beside `path`, then puts it in place."""
-    temporary = path.with_name(f"~{path.name}")
-    model.save(temporary)
-    os.replace(temporary, path)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Writes a text file that is never seen half-written."""
-    temporary = path.with_name(f"~{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    def _bad_loss(self, loss: float) -> str:
+        names = ", ".join(self._name_images(self.progress))
+        return (
+            f"The loss is {loss} in epoch {self.progress.epoch + 1}, step {self.progress.step + 1}, on the images "
+            f"{names}. The last checkpoint is kept, as are model.keras and best.keras. Train in another folder with a "
+            "lower train.learning_rate, a longer train.warmup_steps or a train.clip_norm, if the images are sound."
+        )

@@ -9,11 +9,11 @@ import tensorflow as tf
 from PIL import Image
 
 from refinedet_tf.data.examples import Example, ExampleSet
+from refinedet_tf.evaluation.evaluator import evaluate
 from refinedet_tf.inference.detector import Detector
 from refinedet_tf.model import RefineDet
 from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.serving.tflite import convert_tflite, prepare_image
-from refinedet_tf.training import trainer
 from refinedet_tf.verification import verify
 from tests.conftest import PROJECT
 
@@ -124,20 +124,18 @@ def test_the_example_for_devices_detects_the_same(folder, photos, expected_of_tf
         assert_same(found["boxes"], found["scores"], detections)
 
 
-def test_validation_while_training_maps_boxes_back(model, photos, expected, tmp_path, monkeypatch):
+def test_evaluation_maps_boxes_back(model, photos, expected, tmp_path):
     examples, nothing = [], np.zeros([0], np.int32)
     for index, photo in enumerate(photos):
         path = tmp_path / f"{index}.png"
         Image.fromarray(photo).save(path)
         empty = {"boxes": np.zeros([0, 4], np.float32), "classes": nothing, "difficult": nothing, "crowd": nothing}
         examples.append(Example(str(index), str(path), *photo.shape[:2], **empty))
-    predictions = []
-    monkeypatch.setattr(trainer, "evaluate", lambda predict, *rest: predictions.append(predict(rest[-1])))
-    trainer.evaluate_model(model, ExampleSet(examples, model.config.classes, []), batch_size=2)
-    for row, detections in enumerate(expected):
-        found = {name: np.asarray(value)[row] for name, value in predictions[0].items()}
-        count = found["num_detections"]
-        assert_same(np.clip(found["boxes"][:count], 0, 1), found["scores"][:count], detections)
+    result = evaluate(model, ExampleSet(examples, model.config.classes, []), batch_size=2)
+    for photo, found, detections in zip(photos, result.detections, expected, strict=True):
+        height, width = photo.shape[:2]
+        boxes = np.clip(found.boxes / (width, height, width, height), 0, 1)
+        assert_same(boxes, found.scores, detections)
 
 
 def test_images_for_calibration_are_letterboxed(photos):

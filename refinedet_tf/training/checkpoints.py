@@ -1,0 +1,196 @@
+"""Checkpoints of a run: complete, checked generations of its variables and its progress."""
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from tensorflow import keras
+
+from refinedet_tf.errors import TrainingError
+from refinedet_tf.training.files import explained_errors, sync_folder, write_file
+
+VARIABLES, PROGRESS, MANIFEST = "variables.npz", "progress.json", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, and its history up to there.
+
+    Attributes:
+        epoch: complete epochs, evaluated if they were due.
+        step: steps done in the epoch after those.
+        logs: the mean losses of that epoch after its last step; empty before.
+        rows: a row of `log.csv` for each complete epoch.
+        evaluations: the entries of `evaluations.json`.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    logs: dict[str, float] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+
+class RunVariables:
+    """All variables that training changes: the model's, the optimizer's and the running means of the losses.
+
+    Moving averages of weights, accumulated gradients and the scale of a mixed_float16 loss belong to the optimizer;
+    the seeds of dropout belong to the model.
+    """
+
+    def __init__(self, model: keras.Model):
+        """Collects the variables of a compiled model whose optimizer is built."""
+        metrics = [variable for metric in model.metrics for variable in metric.variables]
+        variables = [*model.variables, *optimizer_variables(model.optimizer), *metrics]
+        self._variables = list({id(variable): variable for variable in variables}.values())
+
+    def read(self) -> list[np.ndarray]:
+        """Returns the values. With several workers, all of them must call it together."""
+        return [tf.convert_to_tensor(variable).numpy() for variable in self._variables]
+
+    def assign(self, values: list[np.ndarray]) -> None:
+        """Sets the values that `read` returned.
+
+        Raises:
+            TrainingError: they belong to other variables.
+        """
+        shapes = [tuple(variable.shape) for variable in self._variables]
+        if shapes != [value.shape for value in values]:
+            raise TrainingError("The checkpoint belongs to another model or optimizer.")
+        for variable, value in zip(self._variables, values, strict=True):
+            variable.assign(value)
+
+
+def optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list[tf.Variable]:
+    """Returns the state of an optimizer: a property in Keras 3, a method of older optimizers."""
+    variables = optimizer.variables
+    return list(variables() if callable(variables) else variables)
+
+
+class Checkpoints:
+    """The last generations of a run's checkpoints.
+
+    A generation is a folder with a number. It is written under a temporary name, synchronized to disk, read back,
+    and only then renamed, so a folder with a number is complete. Its manifest has the size and the SHA-256 of each
+    file, so damage that comes later is found before anything is restored.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        """Uses a folder, which is made when the first generation is saved, for the last `keep` generations."""
+        self._folder = folder
+        self._keep = keep
+
+    def save(self, values: list[np.ndarray], progress: Progress) -> None:
+        """Writes a new generation, then removes those that are too old.
+
+        Raises:
+            TrainingError: a value is not finite, or the generation cannot be written; the older ones are intact.
+        """
+        if not all(np.isfinite(value).all() for value in values if value.dtype.kind == "f"):
+            raise TrainingError("The weights are not finite.")
+        generations = self._generations()
+        number = int(generations[-1].name) + 1 if generations else 1
+        temporary = self._folder / f"~{number:08d}"
+        with explained_errors(self._folder):
+            try:
+                self._write(temporary, values, progress)
+                temporary.rename(self._folder / f"{number:08d}")
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+            sync_folder(self._folder)
+            for old in self._generations()[: -self._keep]:
+                _remove(old)
+
+    def load_latest(self) -> tuple[list[np.ndarray], Progress] | None:
+        """Returns the newest generation that is intact, or None if there is no generation.
+
+        Damaged ones are removed.
+
+        Raises:
+            TrainingError: all generations are damaged, or were written with another major version of Keras.
+        """
+        for leftover in self._folder.glob("~*"):
+            shutil.rmtree(leftover)
+        generations = self._generations()
+        damaged = []
+        for generation in reversed(generations):
+            defect = _defect(generation)
+            if defect is None:
+                for old in damaged:
+                    _remove(old)
+                return _load(generation)
+            logging.warning("The checkpoint %s is damaged (%s); going back to the one before.", generation, defect)
+            damaged.append(generation)
+        if damaged:
+            raise TrainingError(
+                f"No checkpoint in {self._folder} is intact. Remove {self._folder} to train from the start."
+            )
+        return None
+
+    def _write(self, folder: Path, values: list[np.ndarray], progress: Progress) -> None:
+        folder.mkdir(parents=True)
+        arrays = {f"{index:05d}": value for index, value in enumerate(values)}
+        write_file(folder / VARIABLES, lambda file: np.savez(file, **arrays))
+        _write_json(folder / PROGRESS, dataclasses.asdict(progress))
+        files = {name: _fingerprint(folder / name) for name in (VARIABLES, PROGRESS)}
+        _write_json(folder / MANIFEST, {"keras": keras.__version__, "files": files})
+        sync_folder(folder)
+
+    def _generations(self) -> list[Path]:
+        """The oldest first."""
+        return sorted(path for path in self._folder.glob("[0-9]*") if path.name.isdigit())
+
+
+def _load(generation: Path) -> tuple[list[np.ndarray], Progress]:
+    version = json.loads((generation / MANIFEST).read_text())["keras"]
+    if version.split(".")[0] != keras.__version__.split(".")[0]:
+        raise TrainingError(
+            f"{generation} was written with Keras {version}, and this is Keras {keras.__version__}: a run must go on "
+            "with the major version it started with. To take over the weights, give a .keras file of the run as "
+            "train.weights of a new one."
+        )
+    with np.load(generation / VARIABLES, allow_pickle=False) as arrays:
+        values = [arrays[name] for name in sorted(arrays.files)]
+    return values, Progress(**json.loads((generation / PROGRESS).read_text()))
+
+
+def _defect(generation: Path) -> str | None:
+    """What is wrong with a generation's files, if anything is."""
+    try:
+        manifest = json.loads((generation / MANIFEST).read_text())
+        expected = {name: manifest["files"][name] for name in (VARIABLES, PROGRESS)}
+        for name, fingerprint in expected.items():
+            if _fingerprint(generation / name) != fingerprint:
+                return f"{name} has changed since it was written"
+        str(manifest["keras"])
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is not readable"
+    return None
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return {"size": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_file(path, lambda file: file.write(json.dumps(content).encode()))
+
+
+def _remove(generation: Path) -> None:
+    """Removes a generation; it loses its name first, so that half of one is never taken for a generation."""
+    temporary = generation.with_name(f"~{generation.name}")
+    generation.rename(temporary)
+    shutil.rmtree(temporary)
