@@ -124,7 +124,12 @@ class Run:
         if number % train.evaluate_every == 0 or number == train.epochs:
             folder.checkpoints.save(values, progress)
             with stop_requests.at_once(), _averaged_weights(self.model):
-                result = evaluate(self.model, self._val_set, batch_size=train.batch_size)
+                result = evaluate(
+                    self.model,
+                    self._val_set,
+                    batch_size=train.batch_size,
+                    protocol=self._config.evaluation.protocol,
+                )
             logging.info("Epoch %d, validation:\n%s", number, result.table())
             figures = result.as_dict()
             row[AP_LOG] = figures[train.best_metric]

@@ -8,6 +8,7 @@ import tensorflow as tf
 from refinedet_tf.config import AugmentationConfig
 from refinedet_tf.data.pipeline import (
     count_dropped_boxes,
+    epoch_order,
     epoch_variable,
     evaluation_pipeline,
     image_pipeline,
@@ -150,6 +151,20 @@ def test_a_run_taken_up_again_sees_what_one_without_interruption_sees(drawn, cac
         for part, same_part in zip(epoch, *epochs(resumed, 1), strict=True):
             np.testing.assert_array_equal(part, same_part)
         number.assign_add(1)
+
+
+def test_a_run_that_goes_on_within_an_epoch_sees_the_rest_of_it(drawn):
+    whole = epochs(training_pipeline(drawn, RESIZING, 4, AugmentationConfig(), 6, 1), 2)[1]
+    rest = training_pipeline(drawn, RESIZING, 4, AugmentationConfig(), 6, 1, epoch=epoch_variable(1), start=8)
+    assert len(rest) == 1
+    for part, same_part in zip(whole, *epochs(rest, 1), strict=True):
+        np.testing.assert_array_equal(part[8:], same_part)
+
+
+def test_the_order_of_an_epoch_names_its_examples(drawn):
+    images, _, _ = epochs(training_pipeline(drawn, RESIZING, 4, PLAIN, 6, 3, epoch=epoch_variable(5)), 1)[0]
+    for index, image in zip(epoch_order(len(drawn), seed=3, epoch=5), images, strict=True):
+        np.testing.assert_array_equal(image, loaded(drawn[index]))
 
 
 def test_workers_share_the_epoch_of_a_single_one_among_them(drawn):

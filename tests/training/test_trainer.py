@@ -1,12 +1,9 @@
 import csv
 import json
-import math
 
 import pytest
-import tensorflow as tf
 
 from refinedet_tf.config import load_config
-from refinedet_tf.data.pipeline import training_pipeline
 from refinedet_tf.data.readers.voc import read_voc
 from refinedet_tf.errors import DataError, TrainingError, WeightFileError
 from refinedet_tf.evaluation.evaluator import evaluate
