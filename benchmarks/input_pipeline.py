@@ -20,7 +20,8 @@ from absl import app, flags
 from refinedet_tf.config import DATA_FORMATS, AugmentationConfig
 from refinedet_tf.data.pipeline import evaluation_pipeline, image_pipeline, training_pipeline
 from refinedet_tf.data.readers import read_data
-from refinedet_tf.data.readers.tfrecords import read_tfrecords, write_tfrecords
+from refinedet_tf.data.readers.tfrecords import read_tfrecords
+from refinedet_tf.data.record_writer import write_tfrecords
 from refinedet_tf.ops.resizing import Resizing
 
 FLAGS = flags.FLAGS

@@ -23,7 +23,7 @@ def define_flags() -> None:
 def main() -> None:
     """Writes each split as a set of record files."""
     from refinedet_tf.data.readers import read_data
-    from refinedet_tf.data.readers.tfrecords import write_tfrecords
+    from refinedet_tf.data.record_writer import write_tfrecords
 
     classes = FLAGS.classes or None
     sets = {}

@@ -1,4 +1,4 @@
-"""What a reader of annotations returns: examples, and everything that was wrong with the rest."""
+"""Annotated images, and the problems found while reading them."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-RECORD_HEADER = 12  # bytes that TFRecord puts before a record: its length and a checksum
+RECORD_HEADER = 12  # bytes before a record: its length and a checksum
 
 
 @dataclass(frozen=True)
@@ -15,16 +15,16 @@ class Example:
 
     Attributes:
         image_id: name of the image in its data set.
-        image_path: the file, or the record file that the encoded image is a part of.
+        image_path: the image file, or the record file that contains the encoded image.
         height: of the stored pixels.
         width: of the stored pixels.
         boxes: float32 `[m, 4]`, relative `(xmin, ymin, xmax, ymax)` in 0..1, each with an area.
         classes: int32 `[m]`, 0-based.
-        difficult: bool `[m]`, objects that VOC's evaluation ignores; training uses them, as the authors do.
+        difficult: bool `[m]`, objects that VOC's evaluation ignores; training uses them, as the authors' does.
         crowd: bool `[m]`, regions full of objects of a class, as COCO marks them: not trained on (anchors on them may
-            be negatives, as the authors have it) and ignored in evaluation.
-        part: where in the record file the encoded image is, in bytes: at which the record begins, offset and length of
-            the image in the record's contents. None if `image_path` is the image.
+            be negatives, as in the authors' code) and ignored in evaluation.
+        part: position of the encoded image in a record file, in bytes: start of the record, offset of the image in the
+            record's contents, length of the image. None if `image_path` is an image file.
     """
 
     image_id: str
@@ -38,7 +38,7 @@ class Example:
     part: tuple[int, int, int] | None = None
 
     def read_image(self) -> bytes:
-        """The encoded image, as it is stored.
+        """Returns the encoded image.
 
         Raises:
             tf.errors.OpError: the file cannot be read.
@@ -53,11 +53,11 @@ class Example:
 
 @dataclass(frozen=True)
 class Defect:
-    """Something wrong in a data set that reading survived.
+    """A problem in a data set that did not stop the reader.
 
     Attributes:
         where: the file, and the object in it.
-        what: the kind of defect and what was done about it; details, if any, follow a colon.
+        what: the kind of problem and how it was handled; details follow a colon.
     """
 
     where: str
@@ -66,10 +66,10 @@ class Defect:
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """Examples, the names of their classes, and the defects found while reading.
+    """Examples, their class names, and the defects found while reading.
 
     Attributes:
-        examples: in the order of the lists they were read from.
+        examples: in the order of the lists that name them.
         classes: `classes[i]` is the name of class `i`.
         defects: in the same order as the examples.
     """
@@ -80,11 +80,11 @@ class ExampleSet:
     category_ids: list[int] | None = None  # of each class, its id in COCO's categories
 
     def __len__(self) -> int:
-        """Number of examples."""
+        """Returns the number of examples."""
         return len(self.examples)
 
     def summary(self) -> str:
-        """A few lines for people: images, boxes per class, defects by kind with the first of each."""
+        """Returns a few lines of text: images, boxes per class, defects by kind with the first of each."""
         boxes = Counter(int(index) for example in self.examples for index in example.classes)
         empty = sum(len(example.classes) == 0 for example in self.examples)
         per_class = ", ".join(f"{name} {boxes[index]}" for index, name in enumerate(self.classes))

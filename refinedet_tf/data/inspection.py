@@ -1,4 +1,4 @@
-"""What a data set holds and what is wrong with it, before a training finds out."""
+"""Describes a data set and lists its problems before training."""
 
 import hashlib
 import io
@@ -20,22 +20,22 @@ from refinedet_tf.ops.boxes import pairwise_iou
 from refinedet_tf.ops.resizing import Resizing
 
 COVERAGE_IOU = 0.5
-SIZE_BOUNDS = (16, 32, 64, 128, 256)  # sides of boxes in pixels of the network's input
+SIZE_BOUNDS = (16, 32, 64, 128, 256)  # sides of boxes in pixels of the model's input
 EXIF_ORIENTATION = 0x0112
 EXTENSIONS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "GIF": (".gif",), "BMP": (".bmp",)}
-SHOWN_DEFECTS = 3  # of a kind, in the text
+SHOWN_DEFECTS = 3  # of each kind, in the text
 
 
 def inspect_data(sets: Mapping[str, ExampleSet], config: Config) -> dict[str, Any]:
     """Describes splits of a data set.
 
     Args:
-        sets: what the reader gave for each split.
-        config: the recipe, for input size, anchors and the number of boxes of an image.
+        sets: the examples of each split.
+        config: the recipe, for input size, anchors and boxes per image.
 
     Returns:
-        Plain values, as JSON takes them: for each of `splits` counts, sizes and anchor coverage; `errors`, what costs
-        data or spoils a result, and `notes`, what one should know, both as `where` and `what`.
+        A dict of plain values for JSON: `splits` with counts, sizes and anchor coverage of each split; `errors`, which
+        lose data or falsify results, and `notes`, which do not, both as lists of `where` and `what`.
     """
     errors, notes, digests = [], [], {}
     for split, example_set in sets.items():
@@ -55,7 +55,7 @@ def inspect_data(sets: Mapping[str, ExampleSet], config: Config) -> dict[str, An
 
 
 def as_text(report: Mapping[str, Any]) -> str:
-    """The report of `inspect_data` for people."""
+    """Formats the report of `inspect_data` as text."""
     lines = []
     for split, values in report["splits"].items():
         lines += [
@@ -64,7 +64,7 @@ def as_text(report: Mapping[str, Any]) -> str:
             "  boxes per class: " + ", ".join(f"{name} {n}" for name, n in values["boxes_per_class"].items()),
             "  image sizes: " + ", ".join(f"{n} x {size}" for size, n in values["image_sizes"].items()),
             "  boxes per image: " + ", ".join(f"{key} {n:g}" for key, n in values["boxes_per_image"].items()),
-            f"  boxes that some anchor reaches at IoU {COVERAGE_IOU}, by side at the network's input:",
+            f"  boxes that an anchor reaches at IoU {COVERAGE_IOU}, by side at the model's input:",
         ]
         lines += [
             f"    {row['pixels']:>8}: {row['reached']} of {row['boxes']} ({row['reached'] / row['boxes']:.1%})"
@@ -85,13 +85,13 @@ def as_text(report: Mapping[str, Any]) -> str:
 
 
 def anchor_coverage(boxes: np.ndarray, input_size: Sequence[int], anchor_sizes: Sequence[float]) -> np.ndarray:
-    """The best IoU of any anchor with each box.
+    """Returns the best IoU of each box with any anchor.
 
-    A box below the matching threshold still gets its best anchor (step 1 of `ops.matching.match`), but that one only.
+    A box below the matching threshold still gets its best anchor (step 1 of `ops.matching.match`), but no other.
 
     Args:
         boxes: float32 `[n, 4]`, relative.
-        input_size: height and width of the network's input in pixels.
+        input_size: height and width of the model's input in pixels.
         anchor_sizes: as in the recipe.
 
     Returns:
@@ -130,7 +130,7 @@ def _describe(example_set: ExampleSet, config: Config) -> dict[str, Any]:
 
 
 def _coverage_by_size(examples: Sequence[Example], config: Config) -> list[dict[str, Any]]:
-    """For each range of sizes, how many boxes (without crowds) there are and how many are reached."""
+    """Counts boxes (without crowds) by size, and how many of them an anchor reaches."""
     height, width = config.model.input_size
     resizing = Resizing(height, width, config.model.resize)
     boxes = np.concatenate(
@@ -153,7 +153,7 @@ def _duplicate_boxes(example_set: ExampleSet) -> Iterable[Defect]:
         objects = Counter(zip(example.classes.tolist(), *example.boxes.T.tolist(), strict=True))
         for (index, *_), count in objects.items():
             if count > 1:
-                what = f"box given more than once: {example_set.classes[index]} {count} times"
+                what = f"repeated box: {example_set.classes[index]} {count} times"
                 yield Defect(f"{example.image_path}, image {example.image_id}", what)
 
 
@@ -161,12 +161,12 @@ def _too_many_boxes(example_set: ExampleSet, max_boxes: int) -> Iterable[Defect]
     for example in example_set.examples:
         count = int((~example.crowd).sum())
         if count > max_boxes:
-            what = f"more than data.max_boxes = {max_boxes} boxes, training uses the first ones: {count}"
+            what = f"more than data.max_boxes = {max_boxes} boxes, training uses the first: {count}"
             yield Defect(f"{example.image_path}, image {example.image_id}", what)
 
 
 def _inspect_file(example: Example) -> tuple[str, list[Defect]]:
-    """A hash of the encoded image and what is unusual about its form."""
+    """Returns a hash of the encoded image, and notes on its format."""
     contents = example.read_image()
     where = f"{example.image_path}, image {example.image_id}"
     notes = []
@@ -177,19 +177,19 @@ def _inspect_file(example: Example) -> tuple[str, list[Defect]]:
                 what = f"EXIF orientation, ignored as boxes belong to the stored pixels: {orientation}"
                 notes.append(Defect(where, what))
             if image.mode not in ("RGB", "P"):
-                notes.append(Defect(where, f"no RGB image, converted: {image.mode}"))
+                notes.append(Defect(where, f"not RGB, converted: {image.mode}"))
             extension = os.path.splitext(example.image_path)[1].lower()
             if example.part is None and extension not in EXTENSIONS.get(image.format, (extension,)):
-                notes.append(Defect(where, f"the name says otherwise, but it is: {image.format}"))
+                notes.append(Defect(where, f"file format differs from the name: {image.format}"))
     except UnidentifiedImageError:
-        pass  # TensorFlow has decoded it, and that is what counts
+        pass  # TensorFlow can decode it
     return hashlib.sha256(contents).hexdigest(), notes
 
 
 def _repeated_images(
     sets: Mapping[str, ExampleSet], digests: Mapping[str, Sequence[str]]
 ) -> tuple[list[Defect], list[Defect]]:
-    """Images with the same content: twice in a split, and in two splits, which makes an evaluation look better."""
+    """Finds identical files: within a split, and in two splits, which makes evaluation results too good."""
     places = defaultdict(list)
     for split, example_set in sets.items():
         for example, digest in zip(example_set.examples, digests[split], strict=True):
@@ -199,7 +199,7 @@ def _repeated_images(
         (split, where), *others = found
         if {other for other, _ in others} - {split}:
             elsewhere = ", ".join(place for other, place in others if other != split)
-            shared.append(Defect(where, f"the same image in two splits: {elsewhere}"))
+            shared.append(Defect(where, f"identical image in two splits: {elsewhere}"))
         elif others:
-            twice.append(Defect(where, f"the same image again: {', '.join(place for _, place in others)}"))
+            twice.append(Defect(where, f"identical image: {', '.join(place for _, place in others)}"))
     return twice, shared

@@ -1,4 +1,4 @@
-"""From examples to batches of tensors: reading, augmentation, padding and batching with tf.data."""
+"""From examples to batches of tensors with tf.data: reading, augmentation, padding and batching."""
 
 from collections.abc import Callable, Sequence
 
@@ -29,40 +29,39 @@ def training_pipeline(
     epoch: tf.Variable | None = None,
     start: int = 0,
 ) -> tf.data.Dataset:
-    """Shuffled, augmented batches; one iteration is one epoch.
+    """Returns shuffled, augmented batches; one iteration is one epoch.
 
-    Each epoch has another order and other augmentations. Both follow from `seed`, the number of the epoch and an
-    example's place in it: a run that is taken up again, or one that many workers share, sees what a single one without
-    interruption sees. An image file that cannot be read raises; the readers have sorted out such files, so that
-    happens only to files that vanish (TensorFlow then names them) or change while one trains.
+    Order and augmentation differ from epoch to epoch. Both depend only on `seed`, the number of the epoch and the
+    position of an example in it, so a resumed run, or one that several workers share, gets the same images as a single
+    uninterrupted run. An unreadable image file raises an error. The readers have dropped such files, so that happens
+    only if a file disappears (TensorFlow names it) or changes during training.
 
     Args:
-        examples: at least `batch_size` of them for each worker.
-        resizing: the size of the images, and how they are brought to it.
-        batch_size: images of a batch.
-        augmentation: what is done to images and boxes. Layers of KerasCV among it are random in their own way, which
-            cannot be taken up again.
-        max_boxes: the first so many boxes of an example are used; `count_dropped_boxes` counts the others.
-        seed: of order and augmentation.
-        cache: read all image files at once and keep them in memory, for disks that are slow.
-        drop_remainder: leave out the images that do not fill a batch at the end of an epoch; otherwise the last batch
-            is smaller.
-        deterministic: batches come in the order of the epoch; otherwise as soon as they are ready, with the same
-            augmentation of each image but in an order that may differ between runs.
-        shard: `(index, workers)` gives each worker every `workers`-th image of the epoch, and all as many batches if
-            the remainder is dropped.
-        epoch: its value at the beginning of an iteration is the number of the epoch; by default they count from 0.
-            `epoch_variable` makes one.
-        start: images at the beginning of the epoch that this worker leaves out, to go on within an epoch; a multiple
-            of `batch_size`.
+        examples: at least `batch_size` for each worker.
+        resizing: input size and resize mode.
+        batch_size: images per batch.
+        augmentation: the steps to apply to images and boxes. KerasCV layers draw their own random numbers, which a
+            resumed run does not repeat.
+        max_boxes: boxes per image; further ones are dropped, and `count_dropped_boxes` counts them.
+        seed: seed of order and augmentation.
+        cache: read all image files first and keep them in memory, encoded, for slow disks.
+        drop_remainder: drop the images at the end of an epoch that do not fill a batch; otherwise the last batch is
+            smaller.
+        deterministic: keep the order of the epoch; otherwise batches come as soon as they are ready. Each image has the
+            same augmentation either way.
+        shard: `(index, workers)` gives each worker every `workers`-th image of the epoch. If the remainder is dropped,
+            all workers get the same number of batches.
+        epoch: a variable, made by `epoch_variable`, whose value at the start of an iteration is the number of the
+            epoch; by default epochs count from 0.
+        start: number of images to skip at the start of the epoch, to resume within it; a multiple of `batch_size`.
 
     Returns:
         `(images, {"boxes": boxes, "classes": classes})` with images float32 `[batch_size, height, width, 3]`, RGB,
         0..255; boxes float32 `[batch_size, max_boxes, 4]`; classes int32 `[batch_size, max_boxes]`, padded with -1.
-        Its length is known. Crowds are left out.
+        The dataset's length is known. Crowds are left out.
 
     Raises:
-        ConfigError: a layer of KerasCV is unusable.
+        ConfigError: a KerasCV layer is invalid.
         DataError: there are fewer examples than `batch_size` for each worker.
     """
     index, workers = shard
@@ -92,7 +91,7 @@ def training_pipeline(
         seed = tf.random.experimental.stateless_fold_in(epoch_seed, place)
         image, objects = image_of(example), slice(starts[example], starts[example + 1])
         image, boxes, classes = augment(image, all_boxes[objects], all_classes[objects], augmentation, resizing, seed)
-        # Crowds have taken part in the choice of the crop, as in the original; now they go.
+        # Crowds take part in the choice of the crop, as in the original code, and are removed afterwards.
         real = tf.where(classes >= 0)[:, 0]
         boxes, classes = tf.gather(boxes, real), tf.gather(classes, real)
         missing = max_boxes - tf.shape(classes)[0]
@@ -120,18 +119,18 @@ def epoch_order(count: int, seed: int, epoch: int | tf.Tensor) -> tf.Tensor:
 
 
 def epoch_variable(number: int) -> tf.Variable:
-    """The number of an epoch in the form that `training_pipeline` reads, where tf.data can read it on any machine."""
+    """Returns a variable for the epoch number of `training_pipeline`, placed where tf.data can read it."""
     with tf.device("CPU:0"):
         return tf.Variable(number, trainable=False, dtype=tf.int64)
 
 
 def evaluation_pipeline(examples: Sequence[Example], resizing: Resizing, batch_size: int) -> tf.data.Dataset:
-    """Batches of images in the order of the examples, resized as everywhere outside training.
+    """Returns batches of resized images in the order of the examples.
 
     Args:
-        examples: what to read.
-        resizing: the size of the images, and how they are brought to it.
-        batch_size: images of a batch; the last one has what is left.
+        examples: the images to read.
+        resizing: input size and resize mode.
+        batch_size: images per batch; the last batch may be smaller.
 
     Returns:
         Images, float32 `[b, height, width, 3]`, RGB, 0..255.
@@ -143,7 +142,7 @@ def evaluation_pipeline(examples: Sequence[Example], resizing: Resizing, batch_s
 
 
 def image_pipeline(examples: Sequence[Example]) -> tf.data.Dataset:
-    """The images as they are stored, one at a time, in the order of the examples.
+    """Returns images in their own size, one at a time, in the order of the examples.
 
     Returns:
         Batches of one image, uint8 `[1, height, width, 3]`, RGB.
@@ -153,23 +152,23 @@ def image_pipeline(examples: Sequence[Example]) -> tf.data.Dataset:
 
 
 def count_dropped_boxes(examples: Sequence[Example], max_boxes: int) -> int:
-    """How many boxes `training_pipeline` leaves out because their image has more than `max_boxes`."""
+    """Counts the boxes that `training_pipeline` drops from images with more than `max_boxes`."""
     return sum(max(int((~example.crowd).sum()) - max_boxes, 0) for example in examples)
 
 
 def _options(deterministic: bool = True) -> tf.data.Options:
-    """How all pipelines run."""
+    """Returns the options of all pipelines."""
     options = tf.data.Options()
     options.deterministic = deterministic
-    # TensorFlow's tuning often holds up the end of an epoch, by up to a third of its length or a minute: its thread may
-    # miss that it shall stop, and sleeps on. Without it AUTOTUNE stands for as many calls at once as there are cores.
+    # TensorFlow's tuning thread may miss the signal to stop and sleep on, which often delays the end of an epoch by up
+    # to a third of its length or a minute. Without tuning, AUTOTUNE means as many parallel calls as there are cores.
     options.autotune.enabled = False
-    options.threading.max_intra_op_parallelism = 1  # images come in parallel; sharing the work on one would only cost
+    options.threading.max_intra_op_parallelism = 1  # images are prepared in parallel already
     return options
 
 
 def _image_decoder(examples: Sequence[Example]) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A function for tf.data: the index of an example to its image, uint8 `[h, w, 3]`."""
+    """Returns a function for tf.data from the index of an example to its image, uint8 `[h, w, 3]`."""
     paths = tf.constant([example.image_path for example in examples])
     parts = tf.constant([example.part or (-1, 0, 0) for example in examples], tf.int64)
 
@@ -186,25 +185,25 @@ def _image_decoder(examples: Sequence[Example]) -> Callable[[tf.Tensor], tf.Tens
 
 
 def _read_record(path: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
-    """The contents of the record that begins at byte `start` of a file, in the one way that needs no Python."""
+    """Returns the contents of the record at byte `start` of a file, without leaving the graph."""
     records = tf.raw_ops.TFRecordDatasetV2(filenames=path, compression_type="", buffer_size=0, byte_offsets=start)
     records = tf.data.experimental.from_variant(records, tf.TensorSpec([], tf.string))
     return records.take(1).get_single_element()
 
 
 def _image_cache(examples: Sequence[Example]) -> Callable[[tf.Tensor], tf.Tensor]:
-    """As `_image_decoder`, but every image file is read at once and kept in memory, encoded as it is.
+    """Does the same as `_image_decoder`, but reads all image files first and keeps them in memory, encoded.
 
-    `tf.data.Dataset.cache` gives its elements in one order only, which every epoch would have to shuffle again.
+    `tf.data.Dataset.cache` is no alternative: it has one fixed order, and epochs have their own.
     """
     files = tf.constant([example.read_image() for example in examples])
     return lambda index: image_ops.decode(files[index])
 
 
 def _objects(examples: Sequence[Example], max_boxes: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """The objects of all examples one after the other: boxes `[n, 4]`, classes `[n]` with -1 for crowds, and `starts`.
+    """Concatenates the objects of all examples: boxes `[n, 4]`, classes `[n]` with -1 for crowds, and `starts`.
 
-    Those of example i are `starts[i]` to `starts[i + 1]`. Each has at most `max_boxes` besides the crowds.
+    The objects of example i are those from `starts[i]` to before `starts[i + 1]`: all crowds, `max_boxes` others.
     """
     kept = [example.crowd | (np.cumsum(~example.crowd) <= max_boxes) for example in examples]
     boxes = [example.boxes[keep] for example, keep in zip(examples, kept, strict=True)]

@@ -11,8 +11,9 @@ from refinedet_tf.config import AugmentationConfig, Config, DataConfig, ModelCon
 from refinedet_tf.data.examples import Example, ExampleSet
 from refinedet_tf.data.inspection import anchor_coverage, as_text, inspect_data
 from refinedet_tf.data.pipeline import count_dropped_boxes, evaluation_pipeline, training_pipeline
-from refinedet_tf.data.readers.tfrecords import read_tfrecords, write_tfrecords
+from refinedet_tf.data.readers.tfrecords import read_tfrecords
 from refinedet_tf.data.readers.voc import read_voc
+from refinedet_tf.data.record_writer import write_tfrecords
 from refinedet_tf.ops import images as image_ops
 from refinedet_tf.ops.anchors import generate_anchors
 from refinedet_tf.ops.resizing import Resizing
@@ -56,10 +57,10 @@ def test_a_damaged_data_set_is_read_to_the_end_and_each_defect_named(damaged):
         ("empty_xml.xml", "unreadable annotation, image skipped"),
     ]
     assert kinds(report["notes"]) == [
-        ("cmyk.jpg", "no RGB image, converted"),
-        ("crowded.jpg", "more than data.max_boxes = 100 boxes, training uses the first ones"),
-        ("grey.jpg", "no RGB image, converted"),
-        ("png.jpg", "the name says otherwise, but it is"),
+        ("cmyk.jpg", "not RGB, converted"),
+        ("crowded.jpg", "more than data.max_boxes = 100 boxes, training uses the first"),
+        ("grey.jpg", "not RGB, converted"),
+        ("png.jpg", "file format differs from the name"),
         ("turned.jpg", "EXIF orientation, ignored as boxes belong to the stored pixels"),
     ]
     text = as_text(report)
@@ -116,10 +117,10 @@ def test_boxes_given_twice_and_images_in_two_splits_are_errors(voc_folder):
     report = inspect_data(
         {split: read_voc(voc_folder.root, [split], ["cat", "dog"]) for split in ("train", "val")}, CONFIG
     )
-    assert kinds(report["errors"]) == [("a.jpg", "box given more than once"), ("a.jpg", "the same image in two splits")]
+    assert kinds(report["errors"]) == [("a.jpg", "repeated box"), ("a.jpg", "identical image in two splits")]
     assert report["errors"][0]["what"].endswith("cat 3 times")
     assert "same.jpg" in report["errors"][1]["what"]
-    assert kinds(report["notes"]) == [("one.jpg", "the same image again")]
+    assert kinds(report["notes"]) == [("one.jpg", "identical image")]
 
 
 def test_coverage_is_that_of_plain_loops_and_counted_by_size(photo):

@@ -1,6 +1,5 @@
-"""KerasCV's preprocessing layers on batches, beyond the paper's augmentation."""
+"""Augments batches with preprocessing layers of KerasCV, in addition to the paper's steps."""
 
-import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,10 +7,10 @@ from typing import Any
 import tensorflow as tf
 
 from refinedet_tf.config import KerasCvLayerConfig
-from refinedet_tf.errors import ConfigError
+from refinedet_tf.errors import ConfigError, did_you_mean
 
 BOX_FORMAT = "rel_xyxy"
-# Layers that leave boxes where they are. With boxes, RandAugment of KerasCV 0.9 fails inside tf.data.
+# Layers that do not move boxes. Given boxes, RandAugment of KerasCV 0.9 fails inside tf.data.
 IMAGE_LAYERS = (
     "AutoContrast", "ChannelShuffle", "Equalization", "Grayscale", "GridMask", "Posterization", "RandAugment",
     "RandomBrightness", "RandomChannelShift", "RandomColorDegeneration", "RandomColorJitter", "RandomContrast",
@@ -23,28 +22,28 @@ IMAGE_LAYERS = (
 def build_layers(
     configs: Sequence[KerasCvLayerConfig], input_size: Sequence[int], seed: int
 ) -> Callable[[tf.Tensor, dict[str, tf.Tensor]], tuple[tf.Tensor, dict[str, tf.Tensor]]]:
-    """A function for tf.data that applies layers one after the other to a batch.
+    """Returns a function for tf.data that applies layers to a batch, one after the other.
 
-    Arguments that follow from the pipeline are filled in unless they are given: the format of boxes, the range of pixel
-    values, `target_size`, `seed`. RandAugment changes colours only. The seed decides what a layer draws in one process,
-    but not which of several batches that are made at the same time gets it: such batches cannot be repeated exactly.
+    Arguments that the pipeline determines are filled in unless given: box format, range of pixel values, `target_size`,
+    `seed`. RandAugment changes colors only. The seed determines the numbers that a layer draws, but not which of the
+    batches prepared in parallel gets which, so batches are not exactly repeatable.
 
     Args:
-        configs: names of classes of `keras_cv.layers` with arguments.
+        configs: the layers, by their class names in `keras_cv.layers`, with arguments.
         input_size: height and width of the images in pixels.
-        seed: of the first layer; the next ones count up.
+        seed: the seed of the first layer; each further layer adds 1.
 
     Returns:
-        `(images, targets) -> (images, targets)`, in the form of `training_pipeline`, with as many places for boxes as
-        before; padding comes last.
+        `(images, targets) -> (images, targets)`, in the form of `training_pipeline`, with the same number of boxes
+        as before; padding comes last.
 
     Raises:
-        ConfigError: KerasCV is missing, there is no such layer, it cannot handle boxes, or its arguments are unusable.
+        ConfigError: KerasCV is missing, a layer does not exist or cannot handle boxes, or its arguments are invalid.
     """
     layers = [_build(config, input_size, seed + index) for index, config in enumerate(configs)]
 
     def apply(images: tf.Tensor, targets: dict[str, tf.Tensor]) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        boxes = {"boxes": targets["boxes"], "classes": tf.cast(targets["classes"], tf.float32)}  # as KerasCV has them
+        boxes = {"boxes": targets["boxes"], "classes": tf.cast(targets["classes"], tf.float32)}  # the types of KerasCV
         for name, layer in layers:
             if name in IMAGE_LAYERS:
                 images = layer(images, training=True)
@@ -58,7 +57,7 @@ def build_layers(
 
 
 def _padded_last(boxes: dict[str, Any], max_boxes: int) -> dict[str, tf.Tensor]:
-    """Dense boxes clipped to the image, those without area left out, the first `max_boxes` of the others."""
+    """Clips boxes to the image, drops those without area, and keeps the first `max_boxes` of the rest, dense."""
     dense = {
         key: value.to_tensor(-1.0) if isinstance(value, tf.RaggedTensor) else value for key, value in boxes.items()
     }
@@ -81,8 +80,7 @@ def _build(config: KerasCvLayerConfig, input_size: Sequence[int], seed: int) -> 
     name = config.name
     layer = getattr(layers, name, None)
     if not inspect.isclass(layer):
-        nearest = difflib.get_close_matches(name, [*IMAGE_LAYERS, "Mosaic", "MixUp", "JitteredResize"], n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        hint = did_you_mean(name, [*IMAGE_LAYERS, "Mosaic", "MixUp", "JitteredResize"])
         raise ConfigError(f"{key}: keras_cv.layers has no layer {name!r}{hint}.")
     parameters = inspect.signature(layer.__init__).parameters
     if not (name in IMAGE_LAYERS or name == "MixUp" or "bounding_box_format" in parameters):

@@ -1,4 +1,4 @@
-"""All readers behind one function."""
+"""One function for the readers of all formats."""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Reader of data sets in COCO layout: annotations/instances_SPLIT.json and the images in SPLIT/."""
+"""Reads data sets in COCO's format: annotations/instances_SPLIT.json with the images in SPLIT/."""
 
 import json
 import os
@@ -10,13 +10,13 @@ from typing import Any
 import tensorflow as tf
 
 from refinedet_tf.data.examples import Defect, ExampleSet
-from refinedet_tf.data.readers.shared import (
+from refinedet_tf.data.readers.annotations import (
     AnnotatedObject,
     Reading,
     add_example,
+    check_image,
     check_listed,
     collect,
-    image_size,
     number,
     read_all,
 )
@@ -24,23 +24,21 @@ from refinedet_tf.errors import DataError
 
 
 def read_coco(root: str | os.PathLike, splits: Sequence[str], classes: Sequence[str] | None) -> ExampleSet:
-    """Reads the instances of some splits.
+    """Reads splits of a data set in COCO's format.
 
-    Every image is decoded once, as training will decode it, and boxes are divided by the size that the image has.
-    Category ids may have gaps: only names matter.
+    Every image is decoded once, as training will decode it, and boxes are divided by its actual size. Category ids may
+    have gaps; only names matter.
 
     Args:
-        root: a folder with annotations/instances_SPLIT.json, and the images in SPLIT/ or images/SPLIT/.
-        splits: such as train2017.
-        classes: names of the classes, in the order of their indices; None takes the categories by ascending id.
+        root: a folder with annotations/instances_SPLIT.json, and images in SPLIT/ or images/SPLIT/.
+        splits: names such as train2017.
+        classes: class names in the order of their indices; None takes the categories by ascending id.
 
     Returns:
-        The readable images, those without objects among them, and the defects of the rest. Crowd regions are among the
-        boxes and marked.
+        The usable images, including those without objects, and all defects. Crowd regions are marked.
 
     Raises:
-        DataError: a file is missing or no instances JSON, the categories and `classes` do not fit together, or no
-            image is left.
+        DataError: a file is missing or invalid, the categories do not match `classes`, or no image is usable.
     """
     files = [_load(Path(root), split) for split in splits]
     for file in files:
@@ -53,7 +51,7 @@ def read_coco(root: str | os.PathLike, splits: Sequence[str], classes: Sequence[
 
 @dataclass
 class _File:
-    """An instances file: `names` by category id in ascending order, `annotations` by image id."""
+    """An instances file, with `names` by ascending category id and `annotations` by image id."""
 
     path: str
     folder: Path
@@ -79,18 +77,18 @@ def _load(root: Path, split: str) -> _File:
         annotations, defects = {image_id: [] for image_id in images}, []
         if len(images) < len(content["images"]):
             repeated = len(content["images"]) - len(images)
-            defects.append(Defect(str(path), f"image ids given again, the last entry was used: {repeated}"))
+            defects.append(Defect(str(path), f"repeated image ids, the last entry was used: {repeated}"))
         for annotation in content["annotations"]:
             where = f"{path}, annotation {annotation.get('id')}"
             if annotation["category_id"] not in names:
                 what = f"unknown category id, object dropped: {annotation['category_id']}"
                 defects.append(Defect(where, what))
             elif annotation["image_id"] not in annotations:
-                defects.append(Defect(where, f"annotation of no image, dropped: {annotation['image_id']}"))
+                defects.append(Defect(where, f"annotation of an unknown image, dropped: {annotation['image_id']}"))
             else:
                 annotations[annotation["image_id"]].append(annotation)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no instances JSON of COCO: {type(error).__name__}: {error}.") from error
+        raise DataError(f"{path} is not an instances JSON of COCO: {type(error).__name__}: {error}.") from error
     return _File(str(path), folder, names, list(images.values()), annotations, defects)
 
 
@@ -101,7 +99,7 @@ def _read(file: _File, image: dict[str, Any]) -> Reading:
     if not path.is_file():
         defects.append(Defect(str(path), "missing image, skipped"))
         return reading
-    size = image_size(tf.io.read_file(str(path)).numpy(), str(path), defects)
+    size = check_image(tf.io.read_file(str(path)).numpy(), str(path), defects)
     if size is None:
         return reading
     height, width = size
@@ -126,6 +124,6 @@ def _read(file: _File, image: dict[str, Any]) -> Reading:
 
 
 def _corners(bbox: Any) -> list[float]:
-    """(xmin, ymin, xmax, ymax) of (x, y, width, height); NaN where that is no list of four numbers."""
+    """Converts (x, y, width, height) to (xmin, ymin, xmax, ymax), with NaN in place of anything but numbers."""
     x, y, width, height = map(number, bbox if isinstance(bbox, list) and len(bbox) == 4 else [None] * 4)
     return [x, y, x + width, y + height]

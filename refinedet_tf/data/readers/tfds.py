@@ -1,4 +1,4 @@
-"""Reader of detection data sets of `tensorflow_datasets`, where that package is installed (KerasCV brings it)."""
+"""Reads detection data sets of `tensorflow_datasets`, if that package is installed (KerasCV requires it)."""
 
 import os
 from collections.abc import Sequence
@@ -7,13 +7,13 @@ from typing import Any
 import tensorflow as tf
 
 from refinedet_tf.data.examples import ExampleSet
-from refinedet_tf.data.readers.shared import (
+from refinedet_tf.data.readers.annotations import (
     AnnotatedObject,
     Reading,
     add_example,
+    check_image,
     check_listed,
     collect,
-    image_size,
     read_all,
 )
 from refinedet_tf.data.readers.tfrecords import iterate_records, locate
@@ -21,25 +21,25 @@ from refinedet_tf.errors import DataError
 
 
 def read_tfds(root: str | os.PathLike, splits: Sequence[str], classes: Sequence[str] | None) -> ExampleSet:
-    """Reads data sets with the features `image` and `objects` (`bbox`, `label`; `is_difficult`, `is_crowd` if given).
+    """Reads data sets with the features `image` and `objects` (`bbox`, `label`; optionally `is_difficult`, `is_crowd`).
 
-    A data set that is not there yet is downloaded and prepared. It is then read like other record files: once, with
-    every image decoded, and the examples keep only the place of their image in the file.
+    A missing data set is downloaded and prepared. Every image is decoded once; the examples keep only the position of
+    their image in the file.
 
     Args:
         root: the data folder of tensorflow_datasets, such as ~/tensorflow_datasets.
-        splits: name of the data set and split: voc/2007/trainval, coco/2017/train or voc/2012/train[:10%].
-        classes: names of the classes, in the order of their indices; None takes the data's.
+        splits: names of data set and split: voc/2007/trainval, coco/2017/train or voc/2012/train[:10%].
+        classes: class names in the order of their indices; None takes those of the data.
 
     Returns:
-        The readable images, those without objects among them, and the defects of the rest.
+        The usable images, including those without objects, and all defects.
 
     Raises:
-        DataError: the package is missing, there is no such data set or split, it is none for detection, its files are
-            no TFRecords, the classes do not fit together, or no image is left.
+        DataError: the package, the data set or the split is missing, the data set is not for detection or not stored as
+            TFRecord, the classes do not match, or no image is usable.
     """
     try:
-        # The package itself swallows what goes wrong when it is imported.
+        # The package itself hides errors of its own imports.
         from tensorflow_datasets import public_api as tfds
     except ImportError as error:
         raise DataError(f"data.format tfds needs the package tensorflow_datasets: {error}.") from error
@@ -60,7 +60,7 @@ def read_tfds(root: str | os.PathLike, splits: Sequence[str], classes: Sequence[
         features = builder.info.features
         objects = getattr(features["objects"], "feature", ()) if "objects" in features else ()
         if "image" not in features or not {"bbox", "label"} <= set(objects):
-            raise DataError(f"{name} is no data set for detection; its features are {', '.join(features)}.")
+            raise DataError(f"{name} is not a data set for detection; its features are {', '.join(features)}.")
         if builder.info.file_format.value != "tfrecord":
             raise DataError(f"{name} is stored as {builder.info.file_format.value}; prepare it as tfrecord.")
         classes = check_listed(classes, objects["label"].names, name)
@@ -72,7 +72,7 @@ def read_tfds(root: str | os.PathLike, splits: Sequence[str], classes: Sequence[
 
 
 def _read_file(instruction: Any, features: Any, skip: Any) -> list[Reading]:
-    """What `instruction` names of a file: `take` records after `skip` others."""
+    """Reads the part of a file that `instruction` names: `take` records after `skip` others."""
     end = None if instruction.take == -1 else instruction.skip + instruction.take
     path, readings = str(instruction.filename), []
     for index, (start, record) in enumerate(iterate_records(path)):
@@ -89,7 +89,7 @@ def _read(path: str, start: int, record: bytes, values: dict[str, Any], names: S
     encoded = values["image"].numpy()
     image_id = values["image/filename"].numpy().decode() if "image/filename" in values else str(start)
     where = f"{path}, image {image_id}"
-    size = image_size(encoded, where, reading.defects)
+    size = check_image(encoded, where, reading.defects)
     if size is None:
         return reading
     objects = {key: value.numpy() for key, value in values["objects"].items()}

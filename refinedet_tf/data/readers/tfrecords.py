@@ -1,7 +1,8 @@
-"""Record files with the feature names of the TensorFlow Object Detection API: writing and reading.
+"""Reads record files with the feature names of the TensorFlow Object Detection API.
 
-A record is a `tf.train.Example` with the encoded image and its objects; boxes are relative, labels count from 1. A set
-of records is `NAME-00000-of-00008` and so on, with `label_map.pbtxt` beside it. Paths are those of `tf.io.gfile`.
+A record is a `tf.train.Example` with the encoded image and its objects; boxes are relative, labels count from 1. The
+files of a set are named `NAME-00000-of-00008` and so on, with `label_map.pbtxt` in the same folder. Paths are those of
+`tf.io.gfile`. `data.record_writer` writes such files.
 """
 
 import collections
@@ -9,20 +10,18 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import tensorflow as tf
-from tqdm import tqdm
 
-from refinedet_tf.data.examples import RECORD_HEADER, Defect, Example, ExampleSet
-from refinedet_tf.data.readers.shared import (
+from refinedet_tf.data.examples import RECORD_HEADER, Defect, ExampleSet
+from refinedet_tf.data.readers.annotations import (
     AnnotatedObject,
     Reading,
     add_example,
+    check_image,
     check_listed,
     collect,
-    image_size,
     number,
     read_all,
 )
@@ -32,102 +31,32 @@ LABEL_MAP = "label_map.pbtxt"
 SUFFIX = ".tfrecord"
 BOX_FEATURES = tuple(f"image/object/bbox/{side}" for side in ("xmin", "ymin", "xmax", "ymax"))
 UNFINISHED = "~"  # the first character of a file that is being written
-RECORD_FOOTER = 4  # bytes that TFRecord puts behind a record: a checksum
-
-
-def write_tfrecords(example_set: ExampleSet, output_dir: str, name: str, shards: int) -> list[str]:
-    """Writes a set of records, several files at a time, and the label map.
-
-    The files have their names only when all of them are complete; until then they begin with "~".
-
-    Args:
-        example_set: what to write; its defects stay behind.
-        output_dir: the folder, made if missing.
-        name: of the set, such as `train`.
-        shards: number of files; no more than there are examples.
-
-    Returns:
-        The files.
-
-    Raises:
-        DataError: the folder has records of that name, or a label map with other classes; nothing is changed.
-    """
-    present = tf.io.gfile.glob(os.path.join(output_dir, f"{name}{SUFFIX}*"))
-    if present:
-        raise DataError(
-            f"There are such records already, the first is {present[0]}; delete them or name another folder."
-        )
-    tf.io.gfile.makedirs(output_dir)
-    _write_label_map(os.path.join(output_dir, LABEL_MAP), example_set.classes)
-    examples, shards = example_set.examples, min(shards, len(example_set))
-    names = [f"{name}{SUFFIX}-{shard:05}-of-{shards:05}" for shard in range(shards)]
-    paths = [os.path.join(output_dir, file) for file in names]
-    unfinished = [os.path.join(output_dir, UNFINISHED + file) for file in names]
-    try:
-        with tqdm(total=len(examples), desc=f"Writing {name}", unit="image", delay=2) as progress:
-
-            def write(shard: int) -> None:
-                with tf.io.TFRecordWriter(unfinished[shard]) as writer:
-                    for example in examples[shard * len(examples) // shards : (shard + 1) * len(examples) // shards]:
-                        writer.write(to_record(example, example_set.classes).SerializeToString())
-                        progress.update()
-
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                list(pool.map(write, range(shards)))
-        for before, after in zip(unfinished, paths, strict=True):
-            tf.io.gfile.rename(before, after)
-    finally:
-        for path in filter(tf.io.gfile.exists, unfinished):
-            tf.io.gfile.remove(path)
-    return paths
-
-
-def to_record(example: Example, classes: Sequence[str]) -> tf.train.Example:
-    """One example with the bytes of its image, as they are stored."""
-    contents = example.read_image()
-    names = [classes[index].encode() for index in example.classes]
-    values = {
-        "image/height": [example.height],
-        "image/width": [example.width],
-        "image/source_id": [example.image_id.encode()],
-        "image/filename": [os.path.basename(example.image_path).encode()],
-        "image/encoded": [contents],
-        "image/format": [_format(contents)],
-        "image/object/class/text": names,
-        "image/object/class/label": [int(index) + 1 for index in example.classes],
-        "image/object/difficult": [int(flag) for flag in example.difficult],
-        "image/object/is_crowd": [int(flag) for flag in example.crowd],
-    }
-    features = {name: _feature(value) for name, value in values.items()}
-    for name, side in zip(BOX_FEATURES, example.boxes.T, strict=True):
-        features[name] = tf.train.Feature(float_list=tf.train.FloatList(value=side))
-    return tf.train.Example(features=tf.train.Features(feature=features))
+RECORD_FOOTER = 4  # bytes after a record: a checksum
 
 
 def read_tfrecords(root: str | os.PathLike, splits: Sequence[str], classes: Sequence[str] | None) -> ExampleSet:
     """Reads record files.
 
-    All are read once, and every image is decoded, as training will do it. The examples keep only the place of their
-    image in the file.
+    Every image is decoded once, as training will decode it. The examples keep only the position of their image in the
+    file.
 
     Args:
-        root: the folder with the files, any path of `tf.io.gfile`.
-        splits: names of sets: `train` means train, train-*-of-*, train.tfrecord* and train.record*. A file's name or a
-            pattern such as `coco_train.record-?????-of-00100` is good as well.
-        classes: names of the classes, in the order of their indices; None takes those of label_map.pbtxt by ascending
-            id, or if there is no such file, those found in alphabetical order.
+        root: the folder of the files, any path of `tf.io.gfile`.
+        splits: names of sets: `train` matches train, train-*-of-*, train.tfrecord* and train.record*. File names and
+            patterns such as `coco_train.record-?????-of-00100` work, too.
+        classes: class names in the order of their indices; None takes those of label_map.pbtxt by ascending id or,
+            without such a file, those found, sorted.
 
     Returns:
-        The readable images, those without objects among them, and the defects of the rest. Where records give no class
-        names, labels have those of the label map or, without one, of `classes`.
+        The usable images, including those without objects, and all defects. Labels without class names get the names
+        of the label map or, without one, of `classes`.
 
     Raises:
-        DataError: a file or one of its shards is missing or damaged, the classes do not fit together, or no image is
-            left.
+        DataError: a file or shard is missing or damaged, the classes do not match, or no image is usable.
     """
     root = os.fspath(root)
     paths = [path for split in splits for path in _find_files(root, split)]
-    label_map = _read_label_map(os.path.join(root, LABEL_MAP))
+    label_map = read_label_map(os.path.join(root, LABEL_MAP))
     if label_map:
         classes = check_listed(classes, list(label_map.values()), os.path.join(root, LABEL_MAP))
     labels = label_map or dict(enumerate(classes or (), start=1))
@@ -142,10 +71,10 @@ def read_tfrecords(root: str | os.PathLike, splits: Sequence[str], classes: Sequ
 
 
 def iterate_records(path: str) -> Iterator[tuple[int, bytes]]:
-    """The records of a file, each with the byte at which it begins, header included.
+    """Yields the records of a file, each after the position of its header in bytes.
 
     Raises:
-        DataError: the file is cut short, damaged, compressed or no record file.
+        DataError: the file is truncated, damaged, compressed or not a record file.
     """
     start, count = 0, 0
     try:
@@ -155,7 +84,7 @@ def iterate_records(path: str) -> Iterator[tuple[int, bytes]]:
             count += 1
     except tf.errors.OpError as error:
         raise DataError(
-            f"{path} is damaged after record {count}, or no uncompressed TFRecord file: "
+            f"{path} is damaged after record {count}, or not an uncompressed TFRecord file: "
             f"{error.message.split('}} ')[-1].split(' [Op:')[0]}"
         ) from error
 
@@ -166,7 +95,7 @@ def _read(path: str, start: int, record: bytes, labels: dict[int, str]) -> Readi
     try:
         features = tf.train.Example.FromString(record).features.feature
     except Exception as error:  # the protobuf packages differ in what they raise
-        raise DataError(f"{path} holds no tf.train.Example at byte {start}: {error}.") from error
+        raise DataError(f"{path} has no tf.train.Example at byte {start}: {error}.") from error
 
     def values(name: str) -> list[Any]:
         kind = features[name].WhichOneof("kind") if name in features else None
@@ -180,7 +109,7 @@ def _read(path: str, start: int, record: bytes, labels: dict[int, str]) -> Readi
     if not encoded:
         defects.append(Defect(where, "missing image, skipped"))
         return reading
-    size = image_size(encoded[0], where, defects)
+    size = check_image(encoded[0], where, defects)
     if size is None:
         return reading
     stated = *map(number, values("image/height")), *map(number, values("image/width"))
@@ -204,18 +133,18 @@ def _read(path: str, start: int, record: bytes, labels: dict[int, str]) -> Readi
 
 
 def locate(encoded: bytes, record: bytes, start: int) -> tuple[int, int, int]:
-    """The `Example.part` of an encoded image that stands as it is in the record that begins at `start`."""
+    """Returns the `Example.part` of an encoded image inside the record at byte `start` of its file."""
     return start, record.index(encoded), len(encoded)
 
 
 def _find_files(root: str, split: str) -> list[str]:
-    """The files of a set, in order, none missing."""
+    """Returns the files of a complete set, in order."""
     patterns = [split, f"{split}-?????-of-?????", f"{split}.tfrecord*", f"{split}.record*"]
     found = sorted({path for pattern in patterns for path in tf.io.gfile.glob(os.path.join(root, pattern))})
     paths = [path for path in found if not os.path.basename(path).startswith(UNFINISHED)]
     if not paths:
         known = sorted(os.path.basename(path) for path in tf.io.gfile.glob(os.path.join(root, "*record*")))
-        raise DataError(f"{root} has no records {split}; record files there: {', '.join(known[:10]) or 'none'}.")
+        raise DataError(f"{root} has no records {split}; its record files: {', '.join(known[:10]) or 'none'}.")
     sets = collections.defaultdict(set)
     for path in paths:
         shard = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})", path)
@@ -230,27 +159,12 @@ def _find_files(root: str, split: str) -> list[str]:
             )
     names = [name for name, _ in sets]
     if len(set(names)) < len(names):
-        raise DataError(f"{root} has {split} twice, in different numbers of files; delete one of the sets.")
+        raise DataError(f"{root} has two sets {split}, with different numbers of files; delete one of them.")
     return paths
 
 
-def _write_label_map(path: str, classes: Sequence[str]) -> None:
-    present = _read_label_map(path)
-    if present and list(present.values()) != list(classes):
-        raise DataError(
-            f"{path} has other classes: {', '.join(present.values())}. To be written are: "
-            f"{', '.join(classes)}. Name another folder."
-        )
-    items = [
-        f"item {{\n  id: {label}\n  name: {json.dumps(name, ensure_ascii=False)}\n}}\n"
-        for label, name in enumerate(classes, start=1)
-    ]
-    with tf.io.gfile.GFile(path, "w") as file:
-        file.write("".join(items))
-
-
-def _read_label_map(path: str) -> dict[int, str]:
-    """Names by ascending label; empty if there is no such file."""
+def read_label_map(path: str) -> dict[int, str]:
+    """Returns names by ascending label, or nothing if there is no such file."""
     if not tf.io.gfile.exists(path):
         return {}
     with tf.io.gfile.GFile(path, "r") as file:
@@ -259,23 +173,5 @@ def _read_label_map(path: str) -> dict[int, str]:
     quoted = re.findall(r"""\bname\s*:\s*(?:("(?:[^"\\]|\\.)*")|'([^']*)')""", text)
     names = [json.loads(double) if double else single for double, single in quoted]
     if len(labels) != len(names):
-        raise DataError(f"{path} is no label map: {len(labels)} ids and {len(names)} names.")
+        raise DataError(f"{path} is not a label map: it has {len(labels)} ids and {len(names)} names.")
     return dict(sorted(zip(map(int, labels), names, strict=True)))
-
-
-def _feature(values: Sequence[Any]) -> tf.train.Feature:
-    if values and isinstance(values[0], bytes):
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-
-
-def _format(contents: bytes) -> bytes:
-    """What the first bytes of an image say it is."""
-    return next(
-        (
-            name
-            for magic, name in ((b"\xff\xd8", b"jpeg"), (b"\x89PNG", b"png"), (b"GIF8", b"gif"))
-            if contents.startswith(magic)
-        ),
-        b"bmp",
-    )

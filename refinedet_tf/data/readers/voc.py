@@ -1,4 +1,4 @@
-"""Reader of data sets in PASCAL VOC layout: Annotations/*.xml, ImageSets/Main/*.txt, JPEGImages/*."""
+"""Reads data sets in PASCAL VOC layout: Annotations/*.xml, ImageSets/Main/*.txt, JPEGImages/*."""
 
 import os
 import xml.etree.ElementTree as ElementTree
@@ -8,12 +8,12 @@ from pathlib import Path
 import tensorflow as tf
 
 from refinedet_tf.data.examples import Defect, ExampleSet
-from refinedet_tf.data.readers.shared import (
+from refinedet_tf.data.readers.annotations import (
     AnnotatedObject,
     Reading,
     add_example,
+    check_image,
     collect,
-    image_size,
     number,
     read_all,
 )
@@ -23,23 +23,22 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 
 def read_voc(root: str | os.PathLike, splits: Sequence[str], classes: Sequence[str] | None) -> ExampleSet:
-    """Reads the images that some lists of a VOC folder name.
+    """Reads the images that lists of a VOC folder name.
 
-    Every image is decoded once, as training will decode it, and boxes are divided by the size that the image has.
-    Coordinates are divided by width and height as they stand, without subtracting 1, as in the released code.
+    Every image is decoded once, as training will decode it, and boxes are divided by its actual size. Coordinates are
+    divided by width and height without subtracting 1, as in the released code.
 
     Args:
         root: a year folder such as VOCdevkit/VOC2007, or VOCdevkit itself.
-        splits: names of lists in ImageSets/Main, without ".txt"; below VOCdevkit with the year folder:
-            VOC2007/trainval, VOC2012/trainval. An image in several lists of a folder is read once.
-        classes: names of the classes, in the order of their indices; None takes those found, in alphabetical order.
+        splits: names of lists in ImageSets/Main, without ".txt"; below VOCdevkit with the year folder, such as
+            VOC2007/trainval. An image in several lists of a folder is read once.
+        classes: class names in the order of their indices; None takes those found, sorted.
 
     Returns:
-        The readable images, those without objects among them, and the defects of the rest.
+        The usable images, including those without objects, and all defects.
 
     Raises:
-        DataError: a folder or list is missing, an annotation names a class that is not in `classes`, or no image
-            is left.
+        DataError: a folder or list is missing, an object's class is not in `classes`, or no image is usable.
     """
     images, repeated = _list_images(Path(root), splits)
     readings = read_all(images, lambda image: _read(*image), f"Reading {', '.join(splits)}")
@@ -47,7 +46,7 @@ def read_voc(root: str | os.PathLike, splits: Sequence[str], classes: Sequence[s
 
 
 def _list_images(root: Path, splits: Sequence[str]) -> tuple[list[tuple[Path, str]], list[Defect]]:
-    """The (year folder, image id) pairs in the lists, each once, and a defect for each repetition."""
+    """Returns the (year folder, image id) pairs in the lists, each once, and a defect for each repetition."""
     images, defects = {}, []
     for split in splits:
         year, _, name = split.rpartition("/")
@@ -56,11 +55,11 @@ def _list_images(root: Path, splits: Sequence[str]) -> tuple[list[tuple[Path, st
         path = folder / f"{name}.txt"
         if not path.is_file():
             known = sorted(file.stem for file in folder.glob("*.txt"))
-            raise DataError(f"There is no list {path}; lists in that folder: {', '.join(known) or 'none'}.")
+            raise DataError(f"There is no list {path}; the lists there are: {', '.join(known) or 'none'}.")
         for image_id in filter(None, map(str.strip, path.read_text(encoding="utf-8-sig").splitlines())):
             image = (root / year, image_id)
             if image in images:
-                defects.append(Defect(str(path), f"image listed again, read once: {image_id}"))
+                defects.append(Defect(str(path), f"image listed twice, read once: {image_id}"))
             images[image] = True
     return list(images), defects
 
@@ -89,7 +88,7 @@ def _read(root: Path, image_id: str) -> Reading:
     if image_path is None:
         defects.append(Defect(str(root / "JPEGImages" / image_id), "missing image, skipped"))
         return reading
-    size = image_size(tf.io.read_file(str(image_path)).numpy(), str(image_path), defects)
+    size = check_image(tf.io.read_file(str(image_path)).numpy(), str(image_path), defects)
     if size is None:
         return reading
     height, width = size
@@ -114,6 +113,6 @@ def _read(root: Path, image_id: str) -> Reading:
 
 
 def _image_path(folder: Path, image_id: str, filename: str) -> Path | None:
-    """The file called after the image id, as VOC has it, or else the one that <filename> names."""
+    """Returns the file named after the image id, as in VOC, or else the one that <filename> names."""
     candidates = [folder / f"{image_id}{extension}" for extension in EXTENSIONS] + [folder / filename.strip()]
     return next((path for path in candidates if path.is_file()), None)

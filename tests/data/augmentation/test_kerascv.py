@@ -75,7 +75,7 @@ def test_layers_of_colour_leave_boxes_where_they_are(name):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("Mosaik", {}, "no layer 'Mosaik'; did you mean 'Mosaic'"),
+        ("Mosaik", {}, r"no layer 'Mosaik' \(did you mean 'Mosaic'\?\)"),
         ("CutMix", {}, "CutMix cannot handle boxes"),
         ("RandAugment", {"geometric": True}, "RandAugment does not move boxes"),
         ("MixUp", {"alhpa": 1}, "MixUp: .*alhpa"),

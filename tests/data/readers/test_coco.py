@@ -97,7 +97,7 @@ def test_classes_that_are_no_categories_are_answered_with_both_lists(coco_folder
         r"The file has: cat, dog, bird",
     ):
         coco_folder.read(["cat", "hund"])
-    with pytest.raises(DataError, match=r"'dog' \(1 objects, first in .*Listed are: cat, bird"):
+    with pytest.raises(DataError, match=r"'dog': 1 objects, the first in .*Listed are: cat, bird"):
         coco_folder.read(["cat", "bird"])
     assert coco_folder.read(["dog"]).classes == ["dog"]  # the others have no objects
 
@@ -130,9 +130,9 @@ def test_every_defect_is_named_and_the_rest_survives(coco_folder):
     np.testing.assert_array_equal(found.examples[0].boxes, np.float32([[0.2, 0.25, 0.4, 0.5], [0, 0.25, 0.5, 0.5]]))
     np.testing.assert_array_equal(found.examples[1].boxes, np.float32([[0.2, 0.25, 0.4, 0.5]]))
     assert [defect.what.split(":")[0] for defect in found.defects] == [
-        "image ids given again, the last entry was used",
+        "repeated image ids, the last entry was used",
         "unknown category id, object dropped",
-        "annotation of no image, dropped",
+        "annotation of an unknown image, dropped",
         "box without area, dropped",
         "inverted box, dropped",
         "unreadable box, dropped",
@@ -160,7 +160,7 @@ def test_several_splits_are_read_as_one_set(coco_folder):
 @pytest.mark.parametrize("text", ["no json", "[]", '{"images": []}', '{"categories": [1]}'])
 def test_what_is_no_instances_file_is_named(coco_folder, text):
     (coco_folder.root / "annotations/instances_train.json").write_text(text)
-    with pytest.raises(DataError, match=r"instances_train\.json is no instances JSON of COCO"):
+    with pytest.raises(DataError, match=r"instances_train\.json is not an instances JSON of COCO"):
         read_coco(coco_folder.root, ["train"], None)
 
 

@@ -6,11 +6,12 @@ import pytest
 import tensorflow as tf
 
 from refinedet_tf.config import AugmentationConfig
+from refinedet_tf.data import record_writer
 from refinedet_tf.data.examples import ExampleSet
 from refinedet_tf.data.pipeline import evaluation_pipeline, image_pipeline, training_pipeline
-from refinedet_tf.data.readers import tfrecords
-from refinedet_tf.data.readers.tfrecords import read_tfrecords, to_record, write_tfrecords
+from refinedet_tf.data.readers.tfrecords import read_tfrecords
 from refinedet_tf.data.readers.voc import read_voc
+from refinedet_tf.data.record_writer import to_record, write_tfrecords
 from refinedet_tf.errors import DataError
 from refinedet_tf.ops.resizing import Resizing
 from tests.data.conftest import voc_object
@@ -144,7 +145,7 @@ def test_files_of_others_need_neither_names_nor_flags(tmp_path):
 
 def test_labels_and_names_that_the_recipe_lacks_are_listed(tmp_path):
     write_features(tmp_path / "train.record", record(), record(**{"object/class/text": [b"bird"]}))
-    with pytest.raises(DataError, match=r"'label 2' .*'bird' .*Listed are: cat"):
+    with pytest.raises(DataError, match=r"'label 2': .*'bird': .*Listed are: cat"):
         read_tfrecords(tmp_path, ["train"], ["cat"])
 
 
@@ -186,13 +187,13 @@ def test_a_file_cut_short_is_an_error_that_names_it(photos, tmp_path):
     with pytest.raises(DataError, match=r"train\.tfrecord-00000-of-00001 is damaged after record 4"):
         read_tfrecords(tmp_path, ["train"], CLASSES)
     path.write_bytes(b"no record file at all")
-    with pytest.raises(DataError, match="damaged after record 0, or no uncompressed TFRecord file"):
+    with pytest.raises(DataError, match="damaged after record 0, or not an uncompressed TFRecord file"):
         read_tfrecords(tmp_path, ["train"], CLASSES)
 
 
 def test_missing_files_are_errors_that_name_them(photos, tmp_path):
     paths = write_tfrecords(photos, str(tmp_path), "train", 3)
-    with pytest.raises(DataError, match=r"no records val; record files there: train\.tfrecord-00000"):
+    with pytest.raises(DataError, match=r"no records val; its record files: train\.tfrecord-00000"):
         read_tfrecords(tmp_path, ["val"], CLASSES)
     tf.io.gfile.remove(paths[1])
     with pytest.raises(DataError, match=r"1 of 3 files are missing, the first is .*-00001-of-00003"):
@@ -209,7 +210,7 @@ def test_records_of_a_run_that_was_stopped_are_taken_for_nothing(photos, tmp_pat
         return to_record(example, classes)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tfrecords, "to_record", write_one)
+        patch.setattr(record_writer, "to_record", write_one)
         with pytest.raises(Stopped):
             write_tfrecords(photos, str(tmp_path), "train", 2)
     assert [path.name for path in tmp_path.iterdir() if "tfrecord" in path.name] == []
@@ -222,12 +223,12 @@ def test_records_of_a_run_that_was_stopped_are_taken_for_nothing(photos, tmp_pat
 
 def test_records_are_not_overwritten_nor_mixed(photos, tmp_path):
     write_tfrecords(photos, str(tmp_path), "train", 2)
-    with pytest.raises(DataError, match="such records already"):
+    with pytest.raises(DataError, match="records exist already"):
         write_tfrecords(photos, str(tmp_path), "train", 3)
     other = ExampleSet(photos.examples, ["a", "b"], [])
     with pytest.raises(DataError, match=r"label_map\.pbtxt has other classes: dog, the"):
         write_tfrecords(other, str(tmp_path), "val", 1)
     for shard in range(3):
         (tmp_path / f"train.tfrecord-{shard:05}-of-00003").write_bytes(b"")
-    with pytest.raises(DataError, match="twice, in different numbers of files"):
+    with pytest.raises(DataError, match="two sets train, with different numbers of files"):
         read_tfrecords(tmp_path, ["train"], CLASSES)

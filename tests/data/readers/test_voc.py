@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import numpy as np
@@ -109,7 +110,7 @@ def test_every_defect_is_named_and_the_rest_survives(voc_folder):
 
     where_and_what = [(Path(defect.where).name.split(":")[0], defect.what.split(":")[0]) for defect in found.defects]
     assert where_and_what == [
-        ("train.txt", "image listed again, read once"),
+        ("train.txt", "image listed twice, read once"),
         ("boxes.xml, object 2", "box without area, dropped"),
         ("boxes.xml, object 3", "inverted box, dropped"),
         ("boxes.xml, object 4", "unreadable box, dropped"),
@@ -142,7 +143,7 @@ def test_several_years_below_one_devkit_are_read_as_one_set(tmp_path):
     assert not found.defects
     with pytest.raises(DataError, match=r"There is no folder .*VOC2010"):
         read_voc(devkit, ["VOC2010/trainval"], ["cat", "dog"])
-    with pytest.raises(DataError, match=r"no list .*VOC2012.*train\.txt; lists in that folder: trainval"):
+    with pytest.raises(DataError, match=r"no list .*VOC2012.*train\.txt; the lists there are: trainval"):
         read_voc(devkit, ["VOC2007/trainval", "VOC2012/train"], ["cat", "dog"])
 
 
@@ -185,8 +186,8 @@ def test_all_unlisted_classes_are_named_at_once_with_file_and_nearest_name(voc_f
     with pytest.raises(DataError) as raised:
         read_voc(voc_folder.root, ["train"], ["person", "tvmonitor"])
     message = str(raised.value)
-    assert "'tvmonitr' (1 objects, first in" in message and "a.xml; did you mean 'tvmonitor'?" in message
-    assert "'zebra' (2 objects, first in" in message and "b.xml" in message
+    assert re.search(r"'tvmonitr' \(did you mean 'tvmonitor'\?\): 1 objects, the first in \S*a\.xml;", message)
+    assert re.search(r"'zebra': 2 objects, the first in \S*b\.xml\.", message)
     assert "Listed are: person, tvmonitor" in message
 
 
@@ -201,7 +202,7 @@ def test_a_folder_above_the_data_set_is_answered_with_the_right_one(voc_folder):
 def test_a_missing_list_is_answered_with_those_that_exist(voc_folder):
     voc_folder.add("a", split="train")
     voc_folder.add("b", split="val")
-    with pytest.raises(DataError, match=r"trian\.txt; lists in that folder: train, val"):
+    with pytest.raises(DataError, match=r"trian\.txt; the lists there are: train, val"):
         read_voc(voc_folder.root, ["trian"], ["cat"])
 
 

@@ -1,11 +1,10 @@
-"""What the readers of annotations share: each image is decoded once, boxes and class names are checked.
+"""From annotated objects to examples, for readers of all formats: checks images, boxes and class names.
 
-A data set with a few damaged files is still worth training on, so what is wrong with one image or one box is noted as a
-`Defect`; what makes the whole set unusable is a `DataError`.
+A data set with a few damaged files is still worth training on, so a problem with one image or one box is listed as a
+`Defect`; a problem that makes the whole set unusable raises a `DataError`.
 """
 
 import dataclasses
-import difflib
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -18,20 +17,20 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from refinedet_tf.data.examples import Defect, Example, ExampleSet
-from refinedet_tf.errors import DataError
+from refinedet_tf.errors import DataError, did_you_mean
 from refinedet_tf.ops import images as image_ops
 
 
 @dataclass
 class Reading:
-    """What reading one image gave.
+    """The result of reading one image.
 
     Attributes:
         source: the annotation file.
-        example: the image, its classes still to come; None if it cannot be used.
+        example: the image, whose classes are not yet filled in; None if it cannot be used.
         names: the class name of each of the example's boxes.
-        all_names: the class names of all annotated objects, the dropped ones included.
-        defects: what was wrong.
+        all_names: the class names of all annotated objects, including those dropped.
+        defects: problems found.
     """
 
     source: str
@@ -43,7 +42,7 @@ class Reading:
 
 @dataclass
 class AnnotatedObject:
-    """An object as it is annotated; `where` says in which place, `corners` are (xmin, ymin, xmax, ymax)."""
+    """An object as annotated; `where` names its place in the file, `corners` are (xmin, ymin, xmax, ymax)."""
 
     where: str
     name: str
@@ -53,18 +52,18 @@ class AnnotatedObject:
 
 
 def read_all(items: Sequence[Any], read: Callable[[Any], Any], description: str, unit: str = "image") -> list[Any]:
-    """Reads in as many threads as there are cores, with a progress bar if it takes more than two seconds."""
+    """Applies `read` to all items, one thread per core, with a progress bar after two seconds."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(tqdm(pool.map(read, items), total=len(items), desc=description, unit=unit, delay=2))
 
 
-def image_size(contents: bytes, where: str, defects: list[Defect]) -> tuple[int, int] | None:
-    """Decodes an image as training will do it, so that a file cut short is found before an epoch is under way.
+def check_image(contents: bytes, where: str, defects: list[Defect]) -> tuple[int, int] | None:
+    """Decodes an image exactly as training will, so that a truncated file is found before training starts.
 
     Args:
         contents: the encoded image.
-        where: what a defect calls it.
-        defects: gets one more if the image cannot be decoded.
+        where: the name of the image in a defect.
+        defects: extended if the image cannot be decoded.
 
     Returns:
         Height and width in pixels, or None for an unreadable image.
@@ -79,7 +78,7 @@ def image_size(contents: bytes, where: str, defects: list[Defect]) -> tuple[int,
 
 
 def number(value: Any) -> float:
-    """A number or its text as a float; NaN for anything else."""
+    """Returns a number, or the text of one, as a float, and NaN for anything else."""
     try:
         return float(value)
     except (TypeError, ValueError):
@@ -89,10 +88,10 @@ def number(value: Any) -> float:
 def relative_box(
     corners: Sequence[float], height: float, width: float, tolerance: float = 1.0
 ) -> tuple[list[float] | None, str | None]:
-    """Corners to a box in 0..1.
+    """Converts corners to a box in 0..1.
 
-    Coordinates are divided by width and height as they stand. Boxes that reach over the border by no more than the
-    tolerance, a pixel, are rounding and are clipped without a word.
+    Coordinates are divided by width and height as they are. A box that exceeds the border by at most the tolerance (a
+    pixel) is taken for rounding and clipped silently.
 
     Args:
         corners: (xmin, ymin, xmax, ymax) in pixels, or in any other unit.
@@ -101,7 +100,7 @@ def relative_box(
         tolerance: in that unit.
 
     Returns:
-        The box, or None when nothing of it is usable, and what was wrong with it, if anything.
+        The box, or None if it is unusable; and the problem, or None.
     """
     if not all(map(math.isfinite, corners)):
         return None, "unreadable box, dropped"
@@ -132,16 +131,16 @@ def add_example(
     part: tuple[int, int, int] | None = None,
     relative: bool = False,
 ) -> None:
-    """Gives a reading its example, with the usable ones of the objects, and the defects of the others.
+    """Adds the example with its usable objects to a reading, and the defects of the other objects.
 
     Args:
-        reading: what is completed.
+        reading: the reading to complete.
         image_id: name of the image.
         image_path: its file.
         size: height and width in pixels.
-        objects: as they are annotated.
+        objects: the annotated objects.
         part: as in `Example`.
-        relative: corners are in 0..1 instead of pixels.
+        relative: whether corners are in 0..1 instead of pixels.
     """
     height, width, tolerance = (1, 1, 1 / min(size)) if relative else (*size, 1)
     boxes, difficult, crowd = [], [], []
@@ -171,16 +170,16 @@ def add_example(
 def collect(
     readings: Sequence[Reading], classes: Sequence[str] | None, defects: Iterable[Defect], what: str
 ) -> ExampleSet:
-    """Makes the set of what was read.
+    """Collects the readings of all images in a set.
 
     Args:
         readings: of all images.
-        classes: names of the classes, in the order of their indices; None takes those found, in alphabetical order.
-        defects: of the set as a whole, which come first.
-        what: the set, in the words of an error message.
+        classes: names of the classes, in the order of their indices; None takes those found, sorted.
+        defects: problems of the set as a whole, listed first.
+        what: the name of the set in an error message.
 
     Raises:
-        DataError: an object's class is not in `classes`, or no image is left.
+        DataError: the class of an object is not in `classes`, or no image is usable.
     """
     if classes is None:
         classes = sorted({name for reading in readings for name in reading.all_names})
@@ -199,17 +198,17 @@ def collect(
 
 
 def check_listed(classes: Sequence[str] | None, names: Sequence[str], where: str) -> list[str]:
-    """The names of the classes, for data that list theirs.
+    """Chooses the class names, for formats that list theirs.
 
-    Classes of the data without any object need not be in the recipe, but each of the recipe's must be in the data.
+    The recipe may leave out classes of the data that have no objects, but the data must list all classes of the recipe.
 
     Args:
-        classes: the recipe's; None takes the data's.
-        names: the data's, in their order.
-        where: the file that has them.
+        classes: those of the recipe; None takes those of the data.
+        names: those of the data, in order.
+        where: the file that lists them.
 
     Raises:
-        DataError: some of `classes` are not in `names`, or `names` has one twice.
+        DataError: `names` lacks some of `classes`, or repeats a name.
     """
     if len(set(names)) < len(names):
         raise DataError(f"{where} has several classes of one name: {', '.join(names)}.")
@@ -223,7 +222,7 @@ def check_listed(classes: Sequence[str] | None, names: Sequence[str], where: str
 
 
 def _check_classes(readings: Sequence[Reading], classes: Sequence[str]) -> None:
-    """Raises for all unlisted class names of a set at once, each with the first file that has it."""
+    """Raises if `classes` lacks names of objects; the message lists them all, each with its first file."""
     files = {}
     for reading in readings:
         for name in reading.all_names:
@@ -233,10 +232,8 @@ def _check_classes(readings: Sequence[Reading], classes: Sequence[str]) -> None:
         return
     found = []
     for name, where in files.items():
-        nearest = difflib.get_close_matches(name, classes, n=1)
-        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-        found.append(f"{name!r} ({len(where)} objects, first in {where[0]}{hint})")
+        found.append(f"{name!r}{did_you_mean(name, classes)}: {len(where)} objects, the first in {where[0]}")
     raise DataError(
-        f"The annotations have classes that model.classes does not list: {', '.join(found)}. "
+        f"The annotations have classes that model.classes does not list: {'; '.join(found)}. "
         f"Listed are: {', '.join(classes)}. Add the missing names to model.classes or correct the files."
     )
