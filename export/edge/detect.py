@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
-from PIL import Image
+from PIL import Image, ImageOps
 
 MEAN_COLOUR = (123, 117, 104)  # RGB, around an image whose aspect ratio is kept
 
@@ -86,6 +86,21 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return rows[:, left] + (rows[:, right] - rows[:, left]) * across[:, np.newaxis]
 
 
+def read_image(path: str) -> np.ndarray:
+    """Reads a photo upright, uint8 RGB `[h, w, 3]`, with the pixels that the model was trained on."""
+    with Image.open(path) as image:
+        image.load()
+        image.info.pop("xmp", None)  # the orientation of the EXIF data counts, not that of XMP
+        try:
+            image = ImageOps.exif_transpose(image)
+        except Exception:  # Pillow raises whatever it stumbles over in damaged EXIF data, which is as good as none
+            pass
+        if image.mode == "CMYK":
+            ink = 255 - np.asarray(image, np.uint16)
+            return (ink[..., :3] * ink[..., 3:] // 255).astype(np.uint8)  # rounded down, as TensorFlow does
+        return np.asarray(image.convert("RGB"))
+
+
 def main() -> None:
     """Prints one line of JSON for each detection, boxes in pixels."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -95,7 +110,7 @@ def main() -> None:
     parser.add_argument("--num_threads", type=int, default=2, help="at most 16")
     arguments = parser.parse_args()
     detector = Detector(Path(arguments.model), arguments.num_threads)
-    image = np.asarray(Image.open(arguments.image).convert("RGB"))
+    image = read_image(arguments.image)
     found = detector.detect(image)
     height, width = image.shape[:2]
     for box, score, label in zip(found["boxes"], found["scores"], found["classes"], strict=True):

@@ -1,7 +1,7 @@
 """Annotated images, and the problems found while reading them."""
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
@@ -16,9 +16,9 @@ class Example:
     Attributes:
         image_id: name of the image in its data set.
         image_path: the image file, or the record file that contains the encoded image.
-        height: of the stored pixels.
-        width: of the stored pixels.
-        boxes: float32 `[m, 4]`, relative `(xmin, ymin, xmax, ymax)` in 0..1, each with an area.
+        height: height of the upright image in pixels, that is, after its EXIF orientation.
+        width: width of the upright image in pixels.
+        boxes: float32 `[m, 4]`, relative `(xmin, ymin, xmax, ymax)` in 0..1 of the upright image, each with an area.
         classes: int32 `[m]`, 0-based.
         difficult: bool `[m]`, objects that VOC's evaluation ignores; training uses them, as the authors' does.
         crowd: bool `[m]`, regions full of objects of a class, as COCO marks them: not trained on (anchors on them may
@@ -72,27 +72,31 @@ class ExampleSet:
         examples: in the order of the lists that name them.
         classes: `classes[i]` is the name of class `i`.
         defects: in the same order as the examples.
+        notes: what a user should know although nothing is lost, in the same form.
+        category_ids: for each class, its id among COCO's categories; None if the data has none.
     """
 
     examples: list[Example]
     classes: list[str]
     defects: list[Defect]
-    category_ids: list[int] | None = None  # of each class, its id in COCO's categories
+    notes: list[Defect] = field(default_factory=list)
+    category_ids: list[int] | None = None
 
     def __len__(self) -> int:
         """Returns the number of examples."""
         return len(self.examples)
 
     def summary(self) -> str:
-        """Returns a few lines of text: images, boxes per class, defects by kind with the first of each."""
+        """Returns a few lines of text: images, boxes per class, defects and notes by kind with the first of each."""
         boxes = Counter(int(index) for example in self.examples for index in example.classes)
         empty = sum(len(example.classes) == 0 for example in self.examples)
         per_class = ", ".join(f"{name} {boxes[index]}" for index, name in enumerate(self.classes))
         crowds = sum(int(example.crowd.sum()) for example in self.examples)
         note = f" ({crowds} of them crowds)" if crowds else ""
         lines = [f"{len(self)} images ({empty} without boxes), {boxes.total()} boxes{note}: {per_class}"]
-        kinds = Counter(defect.what.split(":")[0] for defect in self.defects)
-        for kind, count in kinds.most_common():
-            first = next(defect for defect in self.defects if defect.what.split(":")[0] == kind)
-            lines.append(f"{count} x {kind}; first: {first.where}")
+        for defects in (self.defects, self.notes):
+            kinds = Counter(defect.what.split(":")[0] for defect in defects)
+            for kind, count in kinds.most_common():
+                first = next(defect for defect in defects if defect.what.split(":")[0] == kind)
+                lines.append(f"{count} x {kind}; first: {first.where}")
         return "\n".join(lines)

@@ -17,11 +17,11 @@ from refinedet_tf.config import Config
 from refinedet_tf.data.examples import Defect, Example, ExampleSet
 from refinedet_tf.ops.anchors import generate_anchors
 from refinedet_tf.ops.boxes import pairwise_iou
+from refinedet_tf.ops.images import exif_orientation
 from refinedet_tf.ops.resizing import Resizing
 
 COVERAGE_IOU = 0.5
 SIZE_BOUNDS = (16, 32, 64, 128, 256)  # sides of boxes in pixels of the model's input
-EXIF_ORIENTATION = 0x0112
 EXTENSIONS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "GIF": (".gif",), "BMP": (".bmp",)}
 SHOWN_DEFECTS = 3  # of each kind, in the text
 
@@ -41,6 +41,7 @@ def inspect_data(sets: Mapping[str, ExampleSet], config: Config) -> dict[str, An
     for split, example_set in sets.items():
         errors += example_set.defects
         errors += _duplicate_boxes(example_set)
+        notes += example_set.notes
         notes += _too_many_boxes(example_set, config.data.max_boxes)
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             files = list(pool.map(_inspect_file, example_set.examples))
@@ -172,10 +173,9 @@ def _inspect_file(example: Example) -> tuple[str, list[Defect]]:
     notes = []
     try:
         with Image.open(io.BytesIO(contents)) as image:  # reads the header only
-            orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+            orientation = exif_orientation(image.info.get("exif", b""))
             if orientation != 1:
-                what = f"EXIF orientation, ignored as boxes belong to the stored pixels: {orientation}"
-                notes.append(Defect(where, what))
+                notes.append(Defect(where, f"EXIF orientation, image and boxes are upright: {orientation}"))
             if image.mode not in ("RGB", "P"):
                 notes.append(Defect(where, f"not RGB, converted: {image.mode}"))
             extension = os.path.splitext(example.image_path)[1].lower()

@@ -5,9 +5,10 @@ import os
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from refinedet_tf.errors import DataError
+from refinedet_tf.ops.images import from_pillow
 
 ImageSource: TypeAlias = str | os.PathLike | bytes | Image.Image | np.ndarray
 
@@ -16,7 +17,7 @@ MAX_PIXELS = 36_000_000
 
 
 def read_image(source: ImageSource, name: str | None = None) -> np.ndarray:
-    """Returns a photo as people see it: upright, RGB.
+    """Returns a photo as people see it: upright, RGB, with the pixels that training and exported models decode.
 
     Args:
         source: an image file, the bytes of one, a PIL image, or an array, uint8 RGB `[h, w, 3]`. Arrays are returned
@@ -64,7 +65,7 @@ def _check_array(image: np.ndarray, name: str) -> None:
 def _upright(image: Image.Image, name: str) -> np.ndarray:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(name, f" ({image.width} x {image.height})")
-    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    return from_pillow(image)
 
 
 def _too_large(name: str, size: str = "") -> DataError:

@@ -2,6 +2,9 @@
 
 A data set with a few damaged files is still worth training on, so a problem with one image or one box is listed as a
 `Defect`; a problem that makes the whole set unusable raises a `DataError`.
+
+Images are upright, as people see them and most tools draw on them: their EXIF orientation is applied. An annotation
+whose size has height and width exchanged means the stored pixels instead, and its boxes are turned with the image.
 """
 
 import dataclasses
@@ -19,6 +22,7 @@ from tqdm import tqdm
 from refinedet_tf.data.examples import Defect, Example, ExampleSet
 from refinedet_tf.errors import DataError, did_you_mean
 from refinedet_tf.ops import images as image_ops
+from refinedet_tf.ops.image_headers import read_header
 
 
 @dataclass
@@ -31,6 +35,7 @@ class Reading:
         names: the class name of each of the example's boxes.
         all_names: the class names of all annotated objects, including those dropped.
         defects: problems found.
+        notes: what a user should know although nothing is lost.
     """
 
     source: str
@@ -38,6 +43,16 @@ class Reading:
     names: list[str] = field(default_factory=list)
     all_names: list[str] = field(default_factory=list)
     defects: list[Defect] = field(default_factory=list)
+    notes: list[Defect] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CheckedImage:
+    """An image that can be decoded: its upright height and width in pixels, and its EXIF orientation, 1..8."""
+
+    height: int
+    width: int
+    orientation: int
 
 
 @dataclass
@@ -57,7 +72,7 @@ def read_all(items: Sequence[Any], read: Callable[[Any], Any], description: str,
         return list(tqdm(pool.map(read, items), total=len(items), desc=description, unit=unit, delay=2))
 
 
-def check_image(contents: bytes, where: str, defects: list[Defect]) -> tuple[int, int] | None:
+def check_image(contents: bytes, where: str, defects: list[Defect]) -> CheckedImage | None:
     """Decodes an image exactly as training will, so that a truncated file is found before training starts.
 
     Args:
@@ -66,15 +81,27 @@ def check_image(contents: bytes, where: str, defects: list[Defect]) -> tuple[int
         defects: extended if the image cannot be decoded.
 
     Returns:
-        Height and width in pixels, or None for an unreadable image.
+        The image, or None if it is unreadable.
     """
     try:
-        height, width, _ = image_ops.decode(tf.constant(contents)).shape
+        height, width, orientation = _size_and_orientation(tf.constant(contents)).numpy().tolist()
     except tf.errors.OpError as error:
-        reason = error.message.split("}} ")[-1].removesuffix(" [Op:DecodeImage]")
-        defects.append(Defect(where, f"unreadable image, skipped: {reason}"))
+        defects.append(Defect(where, f"unreadable image, skipped: {_reason(error)}"))
         return None
-    return height, width
+    return CheckedImage(height, width, orientation)
+
+
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+def _size_and_orientation(contents: tf.Tensor) -> tf.Tensor:
+    _, orientation = read_header(contents)
+    return tf.concat([tf.shape(image_ops.decode(contents))[:2], [orientation]], axis=0)
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """Returns the sentence in the message of a failed graph that says why."""
+    return next(
+        (line for line in error.message.splitlines() if "node " not in line and "error:" not in line and line), ""
+    )
 
 
 def number(value: Any) -> float:
@@ -126,8 +153,11 @@ def add_example(
     reading: Reading,
     image_id: str,
     image_path: str,
-    size: tuple[int, int],
+    image: CheckedImage,
     objects: Iterable[AnnotatedObject],
+    *,
+    stated_size: tuple[float, float] = (math.nan, math.nan),
+    where: str | None = None,
     part: tuple[int, int, int] | None = None,
     relative: bool = False,
 ) -> None:
@@ -137,12 +167,16 @@ def add_example(
         reading: the reading to complete.
         image_id: name of the image.
         image_path: its file.
-        size: height and width in pixels.
+        image: the checked image.
         objects: the annotated objects.
+        stated_size: width and height according to the annotation; NaN if it has none.
+        where: the name of the annotation in a defect; by default the source of the reading.
         part: as in `Example`.
         relative: whether corners are in 0..1 instead of pixels.
     """
-    height, width, tolerance = (1, 1, 1 / min(size)) if relative else (*size, 1)
+    stored_pixels = _means_stored_pixels(reading, image, stated_size, where or reading.source)
+    height, width = (image.width, image.height) if stored_pixels else (image.height, image.width)
+    height, width, tolerance = (1, 1, 1 / min(height, width)) if relative else (height, width, 1)
     boxes, difficult, crowd = [], [], []
     for item in objects:
         reading.all_names.append(item.name)
@@ -151,20 +185,49 @@ def add_example(
             shown = ", ".join(f"{corner:g}" for corner in item.corners)
             reading.defects.append(Defect(f"{item.where}: {item.name} ({shown})", what))
         if box is not None:
-            boxes.append(box)
+            boxes.append(_turn(box, image.orientation) if stored_pixels else box)
             reading.names.append(item.name)
             difficult.append(item.difficult)
             crowd.append(item.crowd)
     reading.example = Example(
         image_id,
         image_path,
-        *size,
+        image.height,
+        image.width,
         boxes=np.array(boxes, np.float32).reshape(-1, 4),
         classes=np.zeros(len(boxes), np.int32),
         difficult=np.array(difficult, bool),
         crowd=np.array(crowd, bool),
         part=part,
     )
+
+
+def _means_stored_pixels(reading: Reading, image: CheckedImage, stated_size: tuple[float, float], where: str) -> bool:
+    """Returns whether boxes are on the stored pixels instead of the upright image, and reports a wrong size."""
+    size = image.width, image.height
+    if not all(side > 0 for side in stated_size) or stated_size == size:
+        return False
+    stated = f"{stated_size[0]:g} x {stated_size[1]:g}"
+    if image_ops.swaps_sides(image.orientation) and stated_size == size[::-1]:
+        what = (
+            f"size is that of the stored pixels, boxes were turned with the image: {stated}, EXIF {image.orientation}"
+        )
+        reading.notes.append(Defect(where, what))
+        return True
+    what = f"wrong size, the image's own was used: {stated}, is {image.width} x {image.height}"
+    reading.defects.append(Defect(where, what))
+    return False
+
+
+def _turn(box: Sequence[float], orientation: int) -> list[float]:
+    """Moves a relative box from the stored pixels to the upright image, for an orientation that exchanges the sides."""
+    ymin, xmin, ymax, xmax = box
+    flip_vertically, flip_horizontally = image_ops.flips(orientation)
+    if flip_horizontally:
+        xmin, xmax = 1 - xmax, 1 - xmin
+    if flip_vertically:
+        ymin, ymax = 1 - ymax, 1 - ymin
+    return [xmin, ymin, xmax, ymax]
 
 
 def collect(
@@ -194,7 +257,7 @@ def collect(
     if not examples:
         reason = f"; the first problem is {defects[0].where}: {defects[0].what}" if defects else ""
         raise DataError(f"{what} has no usable image{reason}.")
-    return ExampleSet(examples, list(classes), defects)
+    return ExampleSet(examples, list(classes), defects, [note for reading in readings for note in reading.notes])
 
 
 def check_listed(classes: Sequence[str] | None, names: Sequence[str], where: str) -> list[str]:

@@ -99,15 +99,9 @@ def _read(file: _File, image: dict[str, Any]) -> Reading:
     if not path.is_file():
         defects.append(Defect(str(path), "missing image, skipped"))
         return reading
-    size = check_image(tf.io.read_file(str(path)).numpy(), str(path), defects)
-    if size is None:
+    checked = check_image(tf.io.read_file(str(path)).numpy(), str(path), defects)
+    if checked is None:
         return reading
-    height, width = size
-    stated = number(image.get("width")), number(image.get("height"))
-    if all(side > 0 for side in stated) and stated != (width, height):
-        what = f"wrong size, the image's own was used: {stated[0]:g} x {stated[1]:g}, is {width} x {height}"
-        defects.append(Defect(f"{file.path}, image {image['id']}", what))
-
     objects = []
     for annotation in file.annotations[image["id"]]:
         where = f"{file.path}, annotation {annotation.get('id')} of {path.name}"
@@ -119,7 +113,9 @@ def _read(file: _File, image: dict[str, Any]) -> Reading:
                 crowd=annotation.get("iscrowd") == 1,
             )
         )
-    add_example(reading, str(image["id"]), str(path), size, objects)
+    stated_size = number(image.get("width")), number(image.get("height"))
+    where = f"{file.path}, image {image['id']}"
+    add_example(reading, str(image["id"]), str(path), checked, objects, stated_size=stated_size, where=where)
     return reading
 
 

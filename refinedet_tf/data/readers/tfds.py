@@ -89,8 +89,8 @@ def _read(path: str, start: int, record: bytes, values: dict[str, Any], names: S
     encoded = values["image"].numpy()
     image_id = values["image/filename"].numpy().decode() if "image/filename" in values else str(start)
     where = f"{path}, image {image_id}"
-    size = check_image(encoded, where, reading.defects)
-    if size is None:
+    image = check_image(encoded, where, reading.defects)
+    if image is None:
         return reading
     objects = {key: value.numpy() for key, value in values["objects"].items()}
     annotated = []
@@ -102,5 +102,5 @@ def _read(path: str, start: int, record: bytes, values: dict[str, Any], names: S
         }
         name = names[objects["label"][index]]
         annotated.append(AnnotatedObject(where, name, (xmin, ymin, xmax, ymax), **flags))
-    add_example(reading, image_id, path, size, annotated, locate(encoded, record, start), relative=True)
+    add_example(reading, image_id, path, image, annotated, part=locate(encoded, record, start), relative=True)
     return reading

@@ -109,14 +109,9 @@ def _read(path: str, start: int, record: bytes, labels: dict[int, str]) -> Readi
     if not encoded:
         defects.append(Defect(where, "missing image, skipped"))
         return reading
-    size = check_image(encoded[0], where, defects)
-    if size is None:
+    image = check_image(encoded[0], where, defects)
+    if image is None:
         return reading
-    stated = *map(number, values("image/height")), *map(number, values("image/width"))
-    if len(stated) == 2 and min(stated) > 0 and stated != size:
-        what = f"wrong size, the image's own was used: {stated[1]:g} x {stated[0]:g}, is {size[1]} x {size[0]}"
-        defects.append(Defect(where, what))
-
     names = [name.decode() for name in values("image/object/class/text")]
     names = names or [labels.get(label, f"label {label}") for label in values("image/object/class/label")]
     sides = [values(name) for name in BOX_FEATURES]
@@ -128,7 +123,11 @@ def _read(path: str, start: int, record: bytes, labels: dict[int, str]) -> Readi
         AnnotatedObject(where, name, corners, difficult == 1, crowd == 1)
         for name, *corners, difficult, crowd in zip(names, *sides, *flags, strict=True)
     ]
-    add_example(reading, image_id, path, size, objects, locate(encoded[0], record, start), relative=True)
+    width, height = (number(*values(f"image/{side}")[:1] or [None]) for side in ("width", "height"))
+    part = locate(encoded[0], record, start)
+    add_example(
+        reading, image_id, path, image, objects, stated_size=(width, height), where=where, part=part, relative=True
+    )
     return reading
 
 

@@ -88,15 +88,9 @@ def _read(root: Path, image_id: str) -> Reading:
     if image_path is None:
         defects.append(Defect(str(root / "JPEGImages" / image_id), "missing image, skipped"))
         return reading
-    size = check_image(tf.io.read_file(str(image_path)).numpy(), str(image_path), defects)
-    if size is None:
+    image = check_image(tf.io.read_file(str(image_path)).numpy(), str(image_path), defects)
+    if image is None:
         return reading
-    height, width = size
-    stated = tuple(number(annotation.findtext(f"size/{side}")) for side in ("width", "height"))
-    if all(side > 0 for side in stated) and stated != (width, height):
-        what = f"wrong <size>, the image's own was used: {stated[0]:g} x {stated[1]:g}, is {width} x {height}"
-        defects.append(Defect(str(xml_path), what))
-
     objects = []
     for count, item in enumerate(annotation.findall("object"), start=1):
         corners = [number(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")]
@@ -108,7 +102,8 @@ def _read(root: Path, image_id: str) -> Reading:
                 difficult=number(item.findtext("difficult")) == 1,
             )
         )
-    add_example(reading, image_id, str(image_path), size, objects)
+    width, height = (number(annotation.findtext(f"size/{side}")) for side in ("width", "height"))
+    add_example(reading, image_id, str(image_path), image, objects, stated_size=(width, height))
     return reading
 
 
