@@ -30,6 +30,15 @@ def encode(image, file_format="JPEG", orientation=None, byte_order="<", **option
     return file.getvalue()
 
 
+def stored(upright, orientation):
+    """The pixels that a file with this orientation holds for an upright image."""
+    turn = Image.Transpose
+    methods = [None, turn.FLIP_LEFT_RIGHT, turn.ROTATE_180, turn.FLIP_TOP_BOTTOM, turn.TRANSPOSE, turn.ROTATE_90,
+               turn.TRANSVERSE, turn.ROTATE_270]  # fmt: skip
+    method = methods[orientation - 1]
+    return upright if method is None else upright.transpose(method)
+
+
 def jpegs():
     """40 JPEGs: baseline and progressive, all chroma subsamplings, gray, CMYK, all orientations, odd sizes."""
     rng = np.random.default_rng(40)

@@ -6,6 +6,7 @@ A file that was exported with --postprocess=none needs `decode_detections.py` be
 """
 
 import argparse
+import contextlib
 import io
 import json
 import sys
@@ -91,10 +92,8 @@ def read_image(path: str) -> np.ndarray:
     with Image.open(path) as image:
         image.load()
         image.info.pop("xmp", None)  # the orientation of the EXIF data counts, not that of XMP
-        try:
+        with contextlib.suppress(Exception):  # Pillow raises errors of many kinds for damaged EXIF data
             image = ImageOps.exif_transpose(image)
-        except Exception:  # Pillow raises whatever it stumbles over in damaged EXIF data, which is as good as none
-            pass
         if image.mode == "CMYK":
             ink = 255 - np.asarray(image, np.uint16)
             return (ink[..., :3] * ink[..., 3:] // 255).astype(np.uint8)  # rounded down, as TensorFlow does

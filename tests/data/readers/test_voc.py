@@ -9,6 +9,7 @@ from refinedet_tf.data.readers.voc import read_voc
 from refinedet_tf.errors import DataError
 from tests.conftest import PROJECT
 from tests.data.conftest import VocFolder, voc_object
+from tests.photos import encode, stored
 
 SHARED = PROJECT.parent / "shared/data"
 VOC_CLASSES = [
@@ -118,7 +119,7 @@ def test_every_defect_is_named_and_the_rest_survives(voc_folder):
         ("boxes.xml, object 6", "unreadable box, dropped"),
         ("boxes.xml, object 7", "box outside the image, dropped"),
         ("boxes.xml, object 8", "box partly outside the image, clipped"),
-        ("wrong_size.xml", "wrong <size>, the image's own was used"),
+        ("wrong_size.xml", "wrong size, the image's own was used"),
         ("no_image", "missing image, skipped"),
         ("cut.jpg", "unreadable image, skipped"),
         ("no_picture.jpg", "unreadable image, skipped"),
@@ -170,14 +171,40 @@ def test_the_image_id_wins_over_a_stale_filename(voc_folder):
     assert [Path(example.image_path).name for example in found.examples] == ["a.jpg", "b.jpg"]
 
 
-def test_an_exif_orientation_turns_neither_image_nor_boxes(voc_folder):
-    path = voc_folder.add("a", [voc_object("cat", (0, 0, 25, 40))])
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.open(path).save(path, exif=exif)
-    example = read_voc(voc_folder.root, ["train"], ["cat"]).examples[0]
-    assert (example.height, example.width) == (40, 50)
-    np.testing.assert_array_equal(example.boxes, [[0, 0, 0.5, 1]])
+def add_photo(folder, image_id, orientation, stated):
+    """A photo that shows, upright, 50 x 40 pixels with a red box, annotated in the `stated` frame."""
+    upright = Image.new("RGB", (50, 40), "blue")
+    upright.paste("red", (5, 8, 25, 20))
+    photo = stored(upright, orientation)
+    if stated == "stored":
+        red = np.asarray(photo)[..., 0] > 128
+        rows, columns = np.flatnonzero(red.any(axis=1)), np.flatnonzero(red.any(axis=0))
+        box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    else:
+        box = (5, 8, 25, 20)
+    size = {"upright": (50, 40), "stored": photo.size, "none": (0, 0), "other": (80, 100)}[stated]
+    path = folder.add(image_id, [voc_object("cat", box)], stated_size=size)
+    path.write_bytes(encode(photo, "JPEG", orientation))
+
+
+@pytest.mark.parametrize("stated", ["upright", "stored", "none", "other"])
+def test_boxes_are_those_of_the_upright_image_whichever_frame_the_annotation_means(voc_folder, stated):
+    # Boxes on the stored pixels can be told by their size only if the orientation exchanges the sides.
+    orientations = range(5, 9) if stated == "stored" else range(1, 9)
+    for orientation in orientations:
+        add_photo(voc_folder, str(orientation), orientation, stated)
+    found = read_voc(voc_folder.root, ["train"], ["cat"])
+    for example in found.examples:
+        assert (example.height, example.width) == (40, 50)
+        np.testing.assert_allclose(example.boxes, [[0.1, 0.2, 0.5, 0.5]], atol=1e-6)
+    expected = {"other": "wrong size, the image's own was used"}.get(stated)
+    assert {defect.what.split(":")[0] for defect in found.defects} == ({expected} if expected else set())
+    if stated == "stored":
+        turned = "size is that of the stored pixels, boxes were turned with the image"
+        assert [note.what.split(":")[0] for note in found.notes] == [turned] * 4
+        assert f"4 x {turned}; first: {voc_folder.root / 'Annotations/5.xml'}" in found.summary()
+    else:
+        assert not found.notes
 
 
 def test_all_unlisted_classes_are_named_at_once_with_file_and_nearest_name(voc_folder):
