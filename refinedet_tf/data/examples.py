@@ -72,15 +72,15 @@ class ExampleSet:
         examples: in the order of the lists that name them.
         classes: `classes[i]` is the name of class `i`.
         defects: in the same order as the examples.
-        notes: what a user should know although nothing is lost, in the same form.
         category_ids: for each class, its id among COCO's categories; None if the data has none.
+        notes: what a user should know although nothing is lost, in the form of defects.
     """
 
     examples: list[Example]
     classes: list[str]
     defects: list[Defect]
-    notes: list[Defect] = field(default_factory=list)
     category_ids: list[int] | None = None
+    notes: list[Defect] = field(default_factory=list)
 
     def __len__(self) -> int:
         """Returns the number of examples."""

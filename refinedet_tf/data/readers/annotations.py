@@ -257,7 +257,8 @@ def collect(
     if not examples:
         reason = f"; the first problem is {defects[0].where}: {defects[0].what}" if defects else ""
         raise DataError(f"{what} has no usable image{reason}.")
-    return ExampleSet(examples, list(classes), defects, [note for reading in readings for note in reading.notes])
+    notes = [note for reading in readings for note in reading.notes]
+    return ExampleSet(examples, list(classes), defects, notes=notes)
 
 
 def check_listed(classes: Sequence[str] | None, names: Sequence[str], where: str) -> list[str]:

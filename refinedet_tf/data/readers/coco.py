@@ -1,5 +1,6 @@
 """Reads data sets in COCO's format: annotations/instances_SPLIT.json with the images in SPLIT/."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
@@ -46,7 +47,9 @@ def read_coco(root: str | os.PathLike, splits: Sequence[str], classes: Sequence[
     defects = [defect for file in files for defect in file.defects]
     images = [(file, image) for file in files for image in file.images]
     readings = read_all(images, lambda image: _read(*image), f"Reading {', '.join(splits)}")
-    return collect(readings, classes, defects, f"{', '.join(splits)} of {root}")
+    found = collect(readings, classes, defects, f"{', '.join(splits)} of {root}")
+    ids = {name: category_id for file in files for category_id, name in file.names.items()}
+    return dataclasses.replace(found, category_ids=[ids[name] for name in found.classes])
 
 
 @dataclass
