@@ -62,6 +62,7 @@ def test_a_damaged_data_set_is_read_to_the_end_and_each_defect_named(damaged):
         ("grey.jpg", "not RGB, converted"),
         ("png.jpg", "file format differs from the name"),
         ("turned.jpg", "EXIF orientation, image and boxes are upright"),
+        ("turned.xml", "size is that of the stored pixels, boxes were turned with the image"),
     ]
     text = as_text(report)
     assert all(defect["where"] in text for defect in report["errors"] + report["notes"])
@@ -117,7 +118,7 @@ def test_boxes_given_twice_and_images_in_two_splits_are_errors(voc_folder):
     report = inspect_data(
         {split: read_voc(voc_folder.root, [split], ["cat", "dog"]) for split in ("train", "val")}, CONFIG
     )
-    assert kinds(report["errors"]) == [("a.jpg", "repeated box"), ("a.jpg", "identical image in two splits")]
+    assert kinds(report["errors"]) == [("a.jpg", "identical image in two splits"), ("a.jpg", "repeated box")]
     assert report["errors"][0]["what"].endswith("cat 3 times")
     assert "same.jpg" in report["errors"][1]["what"]
     assert kinds(report["notes"]) == [("one.jpg", "identical image")]
