@@ -17,6 +17,7 @@ from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
 from .errors import ExportError as ExportError
 from .errors import RefineDetError as RefineDetError
+from .errors import TrainingError as TrainingError
 from .errors import WeightFileError as WeightFileError
 from .evaluation.analysis.analysis import Analysis as Analysis
 from .evaluation.analysis.analysis import analyze as analyze

@@ -12,6 +12,7 @@ from types import ModuleType
 
 from absl import flags, logging
 
+from refinedet_tf import __version__
 from refinedet_tf.errors import RefineDetError, did_you_mean
 
 # The module of a command has its name, with underscores.
@@ -28,7 +29,7 @@ COMMANDS = (
     "draw-shapes",
 )
 WITHOUT_TENSORFLOW = ("draw-shapes",)  # starts at once
-HELP = ("-h", "--help", "-help", "help")
+HELP = ("-h", "--help")
 SUCCESS, FAILURE, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 # Raised for a path that the user gave; the exception names it.
@@ -42,6 +43,9 @@ def run() -> None:
         print(overview())
         sys.exit(SUCCESS if arguments else WRONG_USAGE)
     name = arguments[0]
+    if name == "--version":
+        print(f"refinedet-tf {__version__}")
+        sys.exit(SUCCESS)
     if name not in COMMANDS:
         fail(f"refinedet has no command {name!r}{did_you_mean(name, COMMANDS)}; `refinedet --help` lists them.")
     run_command(name, arguments[1:])

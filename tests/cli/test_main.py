@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from refinedet_tf import __version__
 from refinedet_tf.cli import main as dispatcher
 from refinedet_tf.errors import DataError
 from refinedet_tf.serving import signatures, tflite
@@ -35,6 +36,7 @@ def test_help_lists_every_command_module_with_its_summary():
         (line,) = [line for line in result.stdout.splitlines() if line.split()[:1] == [name]]
         assert line.endswith(f"  {summary}") and summary.endswith(".")
     assert refinedet().returncode == 2 and refinedet().stdout == result.stdout
+    assert refinedet("--version").stdout == f"refinedet-tf {__version__}\n"
 
 
 @pytest.mark.parametrize("name", dispatcher.COMMANDS)
