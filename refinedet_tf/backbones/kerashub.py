@@ -12,10 +12,12 @@ from tensorflow import keras
 
 from refinedet_tf.backbones.definition import Backbone
 from refinedet_tf.backbones.extra_level import extra_level
-from refinedet_tf.backbones.library_models import KEY, LEVELS, name_for_good, plain
+from refinedet_tf.backbones.library_models import KEY, name_for_good, plain
 from refinedet_tf.config import BackboneConfig
 from refinedet_tf.errors import ConfigError, did_you_mean
 from refinedet_tf.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, Preprocessing
+
+STRIDES = (8, 16, 32)
 
 # Input of a network that is built from its class and so has no weights that expect any.
 _DEFAULT_MODE = "tf"
@@ -42,12 +44,11 @@ def build(x: tf.Tensor, config: BackboneConfig) -> list[tf.Tensor]:
         config: `preset_or_class` and `arguments`.
 
     Returns:
-        The last maps at strides 8, 16 and 32, KerasHub's levels P3, P4, P5 where it names them, and a fourth of 512
-        channels.
+        KerasHub's pyramid outputs at strides 8, 16 and 32, and a fourth map of 512 channels.
 
     Raises:
-        ConfigError: KerasHub is not installed or has no such backbone, the backbone cannot be built or downloaded, or
-            it lacks one of the levels.
+        ConfigError: KerasHub is not installed or has no such backbone, or the backbone cannot be built or downloaded or
+            lacks a map at one of the strides.
     """
     network = _network(config, x.shape[1:])
     if config.preprocessing is None:
@@ -136,26 +137,18 @@ def _backbone_classes(keras_hub: ModuleType) -> dict[str, type]:
 
 
 def _levels(network: keras.Model, config: BackboneConfig) -> list[tf.Tensor]:
-    """Returns the maps at strides 8, 16 and 32."""
-    levels = dict(getattr(network, "pyramid_outputs", {}))
-    if not levels:  # MobileNetBackbone
-        outputs = [layer.output for layer in network.layers if len(getattr(layer.output, "shape", ())) == 4]
-        levels = {level: _last(outputs, network.inputs[0], 2 ** int(level[1])) for level in LEVELS}
-    maps = [levels.get(level) for level in LEVELS]
+    """Returns the maps at strides 8, 16 and 32.
+
+    Strides decide, not KerasHub's names: the P3 of its CSP-Darknet has stride 4. MobileNetBackbone names no levels, so
+    that the last map at each stride is taken.
+    """
+    outputs = list(getattr(network, "pyramid_outputs", {}).values()) or [layer.output for layer in network.layers]
     side = network.inputs[0].shape[1]
-    strides = [None if x is None or len(x.shape) != 4 else side / x.shape[1] for x in maps]
-    if strides != [8, 16, 32]:
-        found = ", ".join(level for level, x in levels.items() if x is not None)
-        raise ConfigError(
-            f"{KEY} = {config.preset_or_class!r}: has the levels {found or '(none)'}; P3, P4, P5 must be maps at "
-            "strides 8, 16, 32."
-        )
-    return maps
-
-
-def _last(outputs: Sequence[tf.Tensor], images: tf.Tensor, stride: int) -> tf.Tensor | None:
-    found = [x for x in outputs if x.shape[1] * stride == images.shape[1]]
-    return found[-1] if found else None
+    by_stride = {side / x.shape[1]: x for x in outputs if len(getattr(x, "shape", ())) == 4}
+    missing = [str(stride) for stride in STRIDES if stride not in by_stride]
+    if missing:
+        raise ConfigError(f"{KEY} = {config.preset_or_class!r}: has no maps at stride {', '.join(missing)}.")
+    return [by_stride[stride] for stride in STRIDES]
 
 
 def _own_mode(config: BackboneConfig) -> str:

@@ -6,7 +6,6 @@ from typing import Any
 
 from tensorflow import keras
 
-LEVELS = ("P3", "P4", "P5")
 KEY = "model.backbone.preset_or_class"
 
 

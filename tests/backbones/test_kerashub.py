@@ -55,7 +55,7 @@ NETWORKS = {
         "stackwise_depth_coefficients": [1.0] * 7,
         "num_features": 32,
     },
-    # It has no pyramid outputs: the last maps at strides 8, 16, 32 serve.
+    # It has no pyramid outputs.
     "MobileNetBackbone": {
         "stackwise_expansion": [[8, 8], [8, 8], [8, 8]],
         "stackwise_num_blocks": [2, 2, 2],
@@ -76,7 +76,7 @@ NETWORKS = {
         "output_activation": "hard_swish",
     },
 }
-MOBILENET_MAPS = ("block_2_1", "block_3_1", "block_5_0")
+MOBILENET_MAPS = ("block_1_1", "block_2_1", "block_4_0")
 PIXELS = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
 
 
@@ -93,7 +93,9 @@ def own_network(name):
     if name == "MobileNetBackbone":
         maps = [network.get_layer(layer).output for layer in MOBILENET_MAPS]
     else:
-        maps = [network.pyramid_outputs[level] for level in ("P3", "P4", "P5")]
+        # KerasHub counts the stages of a CSP-Darknet from P2, though its first one has stride 2.
+        levels = ("P4", "P5", "P6") if name == "CSPNetBackbone" else ("P3", "P4", "P5")
+        maps = [network.pyramid_outputs[level] for level in levels]
     return network, keras.Model(network.inputs, maps)
 
 
@@ -189,6 +191,16 @@ def test_preset_without_preprocessing_asks_for_it(tmp_path):
 def test_backbones_that_kerashub_cannot_give_are_named(name, message):
     with pytest.raises(ConfigError, match=f"model.backbone.preset_or_class = {name!r}: .*{message}"):
         build_backbone(keras.Input((64, 64, 3)), BackboneConfig("keras_hub", preset_or_class=name))
+
+
+@needs_keras_hub
+def test_network_without_a_stride_is_refused_by_naming_it():
+    shallow = {
+        key: value[:3] if key.startswith("stack") else value for key, value in NETWORKS["ResNetBackbone"].items()
+    }
+    config = BackboneConfig("keras_hub", preset_or_class="ResNetBackbone", arguments=shallow)
+    with pytest.raises(ConfigError, match="has no maps at stride 32"):
+        build_backbone(keras.Input((64, 64, 3)), config)
 
 
 @needs_keras_hub
