@@ -23,7 +23,11 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_string("config", None, "The recipe; without one, the data's own classes and the paper's anchors.")
+    flags.DEFINE_string(
+        "config",
+        None,
+        "The recipe, a name or a YAML file; without one, the data's own classes and the paper's anchors.",
+    )
     flags.DEFINE_multi_string("set", [], "Overrides a value of the recipe: model.input_size=[512,512]. Repeatable.")
     flags.DEFINE_string("data_dir", None, "The data set.", required=True)
     flags.DEFINE_enum("format", None, DATA_FORMATS, "The format of the data set; by default the recipe's, or voc.")

@@ -13,7 +13,9 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_string("config", None, "The recipe, a YAML file.", required=True)
+    flags.DEFINE_string(
+        "config", None, "The recipe: a name, such as refinedet320_vgg16_voc07, or a YAML file.", required=True
+    )
     flags.DEFINE_string("data_dir", None, "The data set, in the recipe's data.format.", required=True)
     flags.DEFINE_string("work_dir", None, "The folder for checkpoints, logs and results.", required=True)
     flags.DEFINE_multi_string("set", [], "Overrides a value of the recipe: train.batch_size=8. Repeatable.")
