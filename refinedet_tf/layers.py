@@ -1,6 +1,6 @@
-"""What the detector is built of: preprocessing, L2 normalisation, transfer connection blocks and prediction heads."""
+"""Layers and blocks: preprocessing, L2 normalization, transfer connection blocks and prediction heads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -18,23 +18,23 @@ HEAD_BLOCK_CHANNELS = (256, 1024)
 
 @keras.utils.register_keras_serializable("refinedet_tf")
 class Preprocessing(keras.layers.Layer):
-    """Turns RGB images in 0..255 into what a backbone was trained on.
+    """Converts RGB images in 0..255 to the input that a backbone was trained on.
 
-    Input and output `[b, h, w, 3]`. Modes: `caffe` is BGR minus the mean (104, 117, 123), as the original VGG-16 and
-    ResNet-101; `tf` is RGB scaled to -1..1, as the MobileNets of keras.applications; `torch` is RGB in 0..1 minus
-    ImageNet's mean, divided by its deviation, as torchvision; `lite` is (RGB - 127) / 128, as EfficientNet-Lite; `none`
-    leaves images as they are.
+    Input and output are `[b, h, w, 3]`. Modes: `caffe` is BGR minus the mean (104, 117, 123), as for the original
+    VGG-16 and ResNet-101; `tf` is RGB scaled to -1..1, as for the MobileNets of keras.applications; `torch` is RGB in
+    0..1 minus ImageNet's mean, divided by its standard deviation, as in torchvision; `lite` is (RGB - 127) / 128, as
+    for EfficientNet-Lite; `none` changes nothing.
     """
 
     def __init__(self, mode: str, **kwargs: object):
-        # Pixels of a half-precision image would lose their last bits.
+        # In half precision, pixels would lose their last bits.
         super().__init__(**{**kwargs, "dtype": "float32"})
         if mode not in PREPROCESSING_MODES:
             raise ValueError(f"Preprocessing has the modes {', '.join(PREPROCESSING_MODES)}, not {mode!r}.")
         self.mode = mode
 
     def call(self, images: tf.Tensor) -> tf.Tensor:
-        """Normalises images `[b, h, w, 3]`."""
+        """Normalizes images `[b, h, w, 3]`."""
         if self.mode == "caffe":
             return tf.reverse(images, axis=[-1]) - tf.constant([104.0, 117.0, 123.0])
         if self.mode == "tf":
@@ -46,11 +46,11 @@ class Preprocessing(keras.layers.Layer):
         return images
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """The shape stays as it is."""
+        """Returns the input shape."""
         return input_shape
 
     def get_config(self) -> dict:
-        """The arguments of the constructor."""
+        """Returns the arguments of the constructor."""
         return {**super().get_config(), "mode": self.mode}
 
 
@@ -66,7 +66,7 @@ class L2Normalization(keras.layers.Layer):
         self.initial_scale = initial_scale
 
     def build(self, input_shape: tuple) -> None:
-        """Adds the learned scale `[c]`."""
+        """Creates the learned scale, `[c]`."""
         self.scale = self.add_weight(
             name="scale",
             shape=(input_shape[-1],),
@@ -75,39 +75,39 @@ class L2Normalization(keras.layers.Layer):
         )
 
     def call(self, features: tf.Tensor) -> tf.Tensor:
-        """Normalises feature maps `[b, h, w, c]`."""
-        # 512 squares do not fit a half-precision sum, nor does the epsilon.
+        """Normalizes feature maps `[b, h, w, c]`."""
+        # Neither the sum of 512 squares nor the epsilon fits half precision.
         values = tf.cast(features, tf.float32)
         norm = tf.math.rsqrt(tf.reduce_sum(tf.square(values), axis=-1, keepdims=True) + 1e-10)
         return tf.cast(values * norm, features.dtype) * tf.cast(self.scale, features.dtype)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """The shape stays as it is."""
+        """Returns the input shape."""
         return input_shape
 
     def get_config(self) -> dict:
-        """The arguments of the constructor."""
+        """Returns the arguments of the constructor."""
         return {**super().get_config(), "initial_scale": self.initial_scale}
 
 
 def gaussian() -> keras.initializers.Initializer:
-    """N(0, 0.01), the rule of the ResNet recipes for convolutions that batch normalisation follows."""
+    """Returns N(0, 0.01), which the ResNet recipes use for convolutions followed by batch normalization."""
     return keras.initializers.RandomNormal(stddev=0.01)
 
 
 def xavier() -> keras.initializers.Initializer:
-    """Caffe's Xavier rule, uniform in +-sqrt(3 / fan_in); Keras's GlorotUniform has another bound."""
+    """Returns Caffe's Xavier rule, uniform in +-sqrt(3 / fan_in); Keras's GlorotUniform has another bound."""
     return keras.initializers.VarianceScaling(scale=1.0, mode="fan_in", distribution="uniform")
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """Batch normalisation of the layers that stand on a backbone, which are made as the backbone's own are.
+    """Settings of batch normalization on top of a backbone, which follow the backbone's own.
 
     Attributes:
-        momentum: share of the old value in a step of the moving averages.
+        momentum: weight of the old value in each step of the moving averages.
         epsilon: added to the variance.
-        kernel_initializer: makes the initial kernels of the convolutions before it.
+        kernel_initializer: returns the initializer of the convolutions before it.
     """
 
     momentum: float = 0.99
@@ -125,15 +125,17 @@ def conv3x3(
     separable: bool = False,
     batch_norm: bool = False,
     normalization: Normalization = DEFAULT_NORMALIZATION,
+    initial_bias: float | Sequence[float] = 0.0,
 ) -> Callable:
-    """A 3x3 convolution that keeps the map's size, without activation.
+    """Returns a 3x3 convolution that keeps the size of the map, without activation.
 
     Args:
         filters: channels of the output.
-        name: name of the layer; parts of a compound one append `_depthwise`, `_pointwise`, `_bn`.
-        separable: depthwise convolution, batch normalisation, ReLU, then a 1x1 convolution.
-        batch_norm: batch normalisation after it, which replaces the bias.
-        normalization: how that is made.
+        name: name of the layer; the parts of a compound layer append `_depthwise`, `_pointwise`, `_bn`.
+        separable: use a depthwise convolution, batch normalization, ReLU, then a 1x1 convolution.
+        batch_norm: follow it with batch normalization, which replaces the bias.
+        normalization: settings of batch normalization.
+        initial_bias: one value, or one for each filter.
 
     Returns:
         A function from feature maps `[b, h, w, c]` to `[b, h, w, filters]`.
@@ -152,6 +154,7 @@ def conv3x3(
             padding="same",
             use_bias=not batch_norm,
             kernel_initializer=normalization.kernel_initializer() if batch_norm else xavier(),
+            bias_initializer=keras.initializers.Constant(initial_bias),
             name=f"{name}_pointwise" if separable else name,
         )(x)
         return batch_normalization(f"{name}_bn", normalization)(x) if batch_norm else x
@@ -160,12 +163,12 @@ def conv3x3(
 
 
 def batch_normalization(name: str, normalization: Normalization = DEFAULT_NORMALIZATION) -> keras.layers.Layer:
-    """A named batch normalisation."""
+    """Returns a named batch normalization."""
     return keras.layers.BatchNormalization(momentum=normalization.momentum, epsilon=normalization.epsilon, name=name)
 
 
 def relu(name: str) -> keras.layers.Layer:
-    """A named rectifier."""
+    """Returns a named ReLU."""
     return keras.layers.ReLU(name=name)
 
 
@@ -180,20 +183,20 @@ def bottleneck_block(
     projection: bool = True,
     normalization: Normalization = DEFAULT_NORMALIZATION,
 ) -> tf.Tensor:
-    """The bottleneck residual block of ResNet v1 (He et al., CVPR 2016), with the stride on the first 1x1.
+    """Applies the bottleneck residual block of ResNet v1 (He et al., CVPR 2016), with the stride on the first 1x1.
 
     Args:
         x: `[b, h, w, c]`.
-        channels: of the inner convolutions and of the result.
-        conv_name: names of the convolutions, `{}` standing for `branch1`, `branch2a`, `branch2b`, `branch2c`.
-        bn_name: likewise, of their batch normalisations.
-        relu_name: name of the rectifier behind the sum; the inner ones are named after their convolutions.
-        stride: of `branch2a` and of the projection.
-        projection: the shortcut is a 1x1 convolution, `branch1`, instead of `x` itself.
-        normalization: how batch normalisation is made.
+        channels: channels of the inner convolutions and of the result.
+        conv_name: names of the convolutions; `{}` stands for `branch1`, `branch2a`, `branch2b` or `branch2c`.
+        bn_name: names of their batch normalizations, likewise.
+        relu_name: name of the ReLU after the sum; the inner ones are named after their convolutions.
+        stride: stride of `branch2a` and of the projection.
+        projection: whether the shortcut is a 1x1 convolution, `branch1`, instead of `x` itself.
+        normalization: settings of batch normalization.
 
     Returns:
-        `[b, h / stride, w / stride, channels[1]]`, rectified.
+        `[b, h / stride, w / stride, channels[1]]`, after ReLU.
     """
 
     def conv_bn(x: tf.Tensor, filters: int, kernel: int, branch: str, strides: int = 1) -> tf.Tensor:
@@ -228,23 +231,23 @@ def transfer_connection_block(
     upsampling: str = "deconvolution",
     normalization: Normalization = DEFAULT_NORMALIZATION,
 ) -> tf.Tensor:
-    """One transfer connection block (paper, figure 2): a source map, joined by the block above, becomes `P{level}`.
+    """Applies a transfer connection block (paper, figure 2), which adds the block above to a feature map.
 
-    Layers carry the original names: `TL5_1`, `TL5_2`, `P6-up`, `Elt5`, `P5`.
+    Layers have the original names: `TL5_1`, `TL5_2`, `P6-up`, `Elt5`, `P5`.
 
     Args:
-        features: `[b, h, w, c]`, the same map that the ARM's heads see.
+        features: `[b, h, w, c]`, the map that the ARM's heads use.
         above: `P{level + 1}`, `[b, h / 2, w / 2, width]`, or None on the top level.
         level: 3 to 6, for strides 8 to 64.
         width: channels of the result.
         separable: use depthwise-separable 3x3 convolutions.
-        batch_norm: normalise after every convolution and deconvolution.
-        upsampling: how the block above is doubled: by `deconvolution` (2x2, stride 2), or by `resize`, which repeats
-            every value and has no parameters.
-        normalization: how batch normalisation is made.
+        batch_norm: normalize after each convolution and deconvolution.
+        upsampling: how the block above is doubled: `deconvolution` (2x2, stride 2), or `resize`, which repeats each
+            value and has no parameters.
+        normalization: settings of batch normalization.
 
     Returns:
-        `P{level}`, `[b, h, w, width]`, rectified.
+        `P{level}`, `[b, h, w, width]`, after ReLU.
     """
     conv = {"separable": separable, "batch_norm": batch_norm, "normalization": normalization}
     x = relu(f"TL{level}_1_relu")(conv3x3(width, f"TL{level}_1", **conv)(features))
@@ -269,15 +272,15 @@ def _upsample(
 
 
 def head_block(features: tf.Tensor, name: str, normalization: Normalization = DEFAULT_NORMALIZATION) -> tf.Tensor:
-    """The residual block before the heads of one level and module, in the released ResNet-101 models.
+    """Applies the residual block before the heads of one level and module, as in the released ResNet-101 models.
 
     Args:
         features: `[b, h, w, c]`.
-        name: of the level and module, as `arm3`; convolutions are named `arm3_inter_branch1` and so on.
-        normalization: how batch normalisation is made.
+        name: module and level, such as `arm3`; convolutions are named `arm3_inter_branch1` and so on.
+        normalization: settings of batch normalization.
 
     Returns:
-        `[b, h, w, 1024]`, rectified.
+        `[b, h, w, 1024]`, after ReLU.
     """
     return bottleneck_block(
         features,
@@ -291,33 +294,38 @@ def head_block(features: tf.Tensor, name: str, normalization: Normalization = DE
 
 @keras.utils.register_keras_serializable("refinedet_tf")
 class ZeroOffsets(keras.layers.Layer):
-    """Offsets that move no anchor, `[b, n, 4]`, in the form of any predictions `[b, n, values]`."""
+    """Returns zero offsets `[b, n, 4]`, which move no anchor, for predictions `[b, n, outputs]`."""
 
     def call(self, predictions: tf.Tensor) -> tf.Tensor:
-        """Zeros for every anchor."""
+        """Returns four zeros for each anchor."""
         return tf.repeat(tf.zeros_like(predictions[..., :1]), 4, axis=-1)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        """Four values for each anchor."""
+        """Returns the shape with four values for each anchor."""
         return (*input_shape[:-1], 4)
 
 
-def prediction_head(features: tf.Tensor, values: int, name: str, *, separable: bool) -> tf.Tensor:
-    """A head: `values` numbers for each of the three anchors of every cell.
+def prediction_head(
+    features: tf.Tensor, outputs: int, name: str, *, separable: bool, initial_bias: Sequence[float] = (0.0,)
+) -> tf.Tensor:
+    """Applies a head, with `outputs` numbers for each of the three anchors of every cell.
 
     Args:
         features: `[b, h, w, c]`.
-        values: 4 for offsets, 2 for objectness, 1 + c for classes.
+        outputs: 4 for offsets, 2 for objectness, 1 + c for classes.
         name: name of the convolution.
         separable: use a depthwise-separable convolution.
+        initial_bias: one value, or one for each output of an anchor.
 
     Returns:
-        `[b, h * w * 3, values]`: rows, then columns, then anchors.
+        `[b, h * w * 3, outputs]`: rows, then columns, then anchors.
     """
-    x = conv3x3(ANCHORS_PER_CELL * values, name, separable=separable)(features)
-    return keras.layers.Reshape((-1, values), name=f"{name}_reshape")(x)
+    filters = ANCHORS_PER_CELL * outputs
+    bias = list(initial_bias) * (filters // len(initial_bias))
+    x = conv3x3(filters, name, separable=separable, initial_bias=bias)(features)
+    return keras.layers.Reshape((-1, outputs), name=f"{name}_reshape")(x)
 
 
 def join_levels(levels: list[tf.Tensor], name: str) -> tf.Tensor:
-    """Predictions of all levels behind one another, `[b, n, values]`, float32 under every precision policy."""
+    """Concatenates the predictions of all levels, `[b, n, outputs]`, float32 under every precision policy."""
     return keras.layers.Concatenate(axis=1, dtype="float32", name=name)(levels)

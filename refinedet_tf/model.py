@@ -1,25 +1,26 @@
-"""RefineDet as a Keras model: the graph of both modules, its training step, detection and export."""
+"""RefineDet as a Keras model: training, detection and export."""
 
 import contextlib
 import dataclasses
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 from tensorflow import keras
 
-from refinedet_tf.backbones import build_backbone, check_offline, normalization_of, without_download
-from refinedet_tf.config import Config, ModelConfig, as_dict, model_config, validate_model
-from refinedet_tf.layers import ZeroOffsets, head_block, join_levels, prediction_head, transfer_connection_block
+from refinedet_tf.backbones import check_offline, without_download
+from refinedet_tf.config import Config, DetectionConfig, ModelConfig, as_dict, model_config, validate_model
+from refinedet_tf.errors import ConfigError
 from refinedet_tf.losses import COUNT_NAMES, LOSS_NAMES, RefineDetLoss
+from refinedet_tf.network import build_network
 from refinedet_tf.ops.anchors import generate_anchors
 from refinedet_tf.ops.detections import decode_predictions, suppress
 from refinedet_tf.ops.resizing import Resizing
+from refinedet_tf.ops.targets import checked, faults_as_data_errors, find_fault, pad_targets
 from refinedet_tf.serving import export_saved_model
-
-LEVELS = (3, 4, 5, 6)
 
 
 @keras.utils.register_keras_serializable("refinedet_tf")
@@ -28,8 +29,14 @@ class RefineDet(keras.Model):
 
     Called on images it returns raw predictions, in training and in inference: `arm_objectness` `[b, n, 2]`,
     `arm_offsets` `[b, n, 4]`, `odm_classes` `[b, n, 1 + c]` (logits, background first) and `odm_offsets` `[b, n, 4]`,
-    float32. `predict` and `detect` return detections. `fit` needs no loss: `compile(optimizer)` is enough, and the data
-    are `(images, {"boxes": [b, m, 4], "classes": [b, m]})` with -1 as padding.
+    float32. `predict` and `detect` return detections. `compile(optimizer)` is enough to train. The data of `fit` and
+    `evaluate` are `(images, {"boxes": [b, m, 4], "classes": [b, m]})`, optionally with one sample weight for each
+    image; class -1 is padding, class -2 an object to ignore.
+
+    `fit`, `evaluate`, `train_on_batch` and `test_on_batch` check their data and raise a `DataError` that names the
+    first fault: images of the wrong size or with pixels that are not finite, boxes in pixels, inverted or not finite,
+    and unknown classes. Arrays are checked once; batches of a dataset or generator are checked where they are made, on
+    the host, and never inside the compiled step. Of a `PyDataset`, only the first batch is checked.
 
     Attributes:
         config: the `ModelConfig` it was built from.
@@ -38,85 +45,188 @@ class RefineDet(keras.Model):
         loss_function: the `RefineDetLoss` it trains with.
     """
 
-    def __init__(self, config: ModelConfig, **kwargs: Any):
+    def __init__(self, config: ModelConfig, *, name: str = "refinedet", dtype: Any = None):
         """Builds the graph.
 
         Args:
             config: the `model` section of a recipe.
-            **kwargs: `name`, `dtype` and the like, for `keras.Model`.
+            name: name of the model.
+            dtype: precision policy of all layers, such as `mixed_bfloat16`, or its name; by default Keras's global
+                policy. A policy that is given here is saved with the model. Predictions are float32 in any case.
 
         Raises:
             ConfigError: the configuration is unusable.
         """
         validate_model(config)
-        inputs = keras.Input(shape=(*config.input_size, 3), name="images")
-        super().__init__(inputs=inputs, outputs=_build_graph(inputs, config), **{"name": "refinedet", **kwargs})
+        with _global_policy(dtype):
+            inputs = keras.Input(shape=(*config.input_size, 3), name="images", dtype="float32")
+            super().__init__(inputs=inputs, outputs=build_network(inputs, config), name=name)
+        self._dtype_argument = dtype
         self.config = dataclasses.replace(config, backbone=without_download(config.backbone))
         self.anchors = tf.constant(generate_anchors(config.input_size, config.anchor_sizes))
         self.resizing = Resizing(*config.input_size, config.resize)
-        self.loss_function = RefineDetLoss.from_config(config)
+        self.loss_function = RefineDetLoss.for_model(config)
         self._trackers = [keras.metrics.Mean(name=name) for name in ("loss", *LOSS_NAMES, *COUNT_NAMES)]
+        self._user_metrics = []
+        self._traced_settings = _detection_settings(self.config)
 
-    def compile(self, optimizer: Any = "rmsprop", *, jit_compile: bool = False, **kwargs: Any) -> None:
-        """As in Keras, without a loss, which is the model's own.
+    @property
+    def detection(self) -> DetectionConfig:
+        """The detection settings. A new value takes effect in `predict`, `detect` and `export`, and is saved."""
+        return self.config.detection
+
+    @detection.setter
+    def detection(self, settings: DetectionConfig) -> None:
+        config = dataclasses.replace(self.config, detection=settings)
+        validate_model(config)
+        self.config = config
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: RefineDetLoss | None = None,
+        *,
+        metrics: Sequence[keras.metrics.Metric] | None = None,
+        jit_compile: bool | str = False,
+        **kwargs: Any,
+    ) -> None:
+        """Configures training, as in Keras.
 
         Args:
             optimizer: a Keras optimizer or its name.
+            loss: a `RefineDetLoss`; by default the one that the model's configuration describes.
+            metrics: Keras metrics whose `update_state(targets, detections)` runs in a graph. They are updated by
+                `evaluate` and in `fit` on the validation data, since a training step makes no detections. For average
+                precision use `refinedet_tf.evaluate`.
             jit_compile: compile the training step with XLA. Off unless asked for: it pays on GPUs, while on two CPU
                 cores the compiled step took 6 times as long as TensorFlow's own kernels.
-            **kwargs: Keras's other arguments, such as `steps_per_execution`.
+            **kwargs: Keras's `run_eagerly`, `steps_per_execution` and `auto_scale_loss`.
+
+        Raises:
+            ConfigError: an argument has no meaning for this model.
         """
+        if not isinstance(loss, RefineDetLoss | None):
+            raise ConfigError(
+                f"loss = {loss!r}: RefineDet trains with a RefineDetLoss; leave it out for the model's own."
+            )
+        for key in ("loss_weights", "weighted_metrics"):
+            if kwargs.pop(key, None) is not None:
+                raise ConfigError(f"{key}: RefineDet has no use for it. Its four losses are summed with weight 1.")
+        for metric in metrics or ():
+            if not isinstance(metric, keras.metrics.Metric):
+                raise ConfigError(
+                    f"metrics = {metric!r}: must be keras.metrics.Metric objects that compare targets with detections."
+                )
+        self._user_metrics = list(metrics or ())
+        self.loss_function = loss or RefineDetLoss.for_model(self.config)
         super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
 
+    def get_compile_config(self) -> dict[str, Any]:
+        """Returns the arguments of `compile` as plain values."""
+        config = super().get_compile_config()
+        if config:
+            own = {"loss": self.loss_function, "metrics": self._user_metrics or None}
+            config.update(keras.utils.serialize_keras_object(own))
+        return config
+
     def compile_from_config(self, config: dict[str, Any]) -> None:
-        """Compiles a model that is being loaded as it was when it was saved; Keras leaves that to custom `compile`s."""
+        """Compiles a model that is being loaded as it was when it was saved."""
         self.compile(**keras.utils.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """Running means of the losses and of the positives in a batch."""
-        return self._trackers
+        """Running means of the losses and of the positives in a batch, and the metrics that `compile` was given."""
+        return [*self._trackers, *self._user_metrics]
 
-    def compute_losses(self, images: tf.Tensor, targets: dict[str, Any], training: bool) -> dict[str, tf.Tensor]:
-        """The losses of a batch, `loss` being the sum that is trained (with the losses that layers add)."""
-        predictions = self(images, training=training)
-        losses = self.loss_function(dense_targets(targets), predictions, self.anchors)
-        loss = tf.add_n([losses[name] for name in LOSS_NAMES] + [tf.cast(extra, tf.float32) for extra in self.losses])
-        return {"loss": loss, **losses}
+    def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
+        """Trains the model, as in Keras.
+
+        Raises:
+            DataError: the data cannot be trained on.
+            ConfigError: `class_weight` is given.
+        """
+        if kwargs.get("class_weight") is not None:
+            raise ConfigError("class_weight: an image holds objects of many classes; use sample_weight for images.")
+        x = self._checked(x, y, kwargs.get("sample_weight"))
+        validation_data = kwargs.get("validation_data")
+        if isinstance(validation_data, tuple | list):
+            self._checked(*validation_data)
+        elif validation_data is not None:
+            kwargs["validation_data"] = self._checked(validation_data)
+        with faults_as_data_errors():
+            return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Computes losses and metrics, as in Keras.
+
+        Raises:
+            DataError: the data are not what the model was built for.
+        """
+        if not kwargs.get("_use_cached_eval_dataset"):  # of `fit`, which has checked it
+            x = self._checked(x, y, kwargs.get("sample_weight"))
+        # Metrics need detections.
+        with faults_as_data_errors(), self._detecting() if self._user_metrics else contextlib.nullcontext():
+            return super().evaluate(x, y, *args, **kwargs)
+
+    def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras, after checking the batch; see `fit`."""
+        if kwargs.get("class_weight") is not None:
+            raise ConfigError("class_weight: an image holds objects of many classes; use sample_weight for images.")
+        self._checked(x, y, kwargs.get("sample_weight"))
+        return super().train_on_batch(x, y, *args, **kwargs)
+
+    def test_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As in Keras, after checking the batch; see `evaluate`."""
+        self._checked(x, y, kwargs.get("sample_weight"))
+        with self._detecting() if self._user_metrics else contextlib.nullcontext():
+            return super().test_on_batch(x, y, *args, **kwargs)
+
+    def compute_losses(
+        self, images: tf.Tensor, targets: dict[str, Any], training: bool, sample_weight: Any = None
+    ) -> dict[str, tf.Tensor]:
+        """Computes the losses of a batch; `loss` is their sum, plus the losses that layers add."""
+        return self._sum_losses(self(images, training=training), targets, sample_weight)
 
     def train_step(self, data: tuple) -> dict[str, tf.Tensor]:
-        """One step of `fit`: the losses of both modules and a step of the optimizer."""
-        images, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
+        """Performs one step of `fit`: the losses of both modules and a step of the optimizer."""
+        images, targets, sample_weight = _unpack(data)
         with tf.GradientTape() as tape:
-            losses = self.compute_losses(images, targets, training=True)
-            # Each replica normalises by its own positives; the replicas' gradients are averaged, as in the original.
+            losses = self.compute_losses(images, targets, training=True, sample_weight=sample_weight)
+            # The gradients of the replicas are added up; training follows the mean of their losses.
             loss = losses["loss"] / tf.distribute.get_strategy().num_replicas_in_sync
         _minimize(self.optimizer, loss, self.trainable_variables, tape)
         return self._track(losses)
 
     def test_step(self, data: tuple) -> dict[str, tf.Tensor]:
-        """One step of `evaluate`: the losses, without training."""
-        images, targets, _ = keras.utils.unpack_x_y_sample_weight(data)
-        return self._track(self.compute_losses(images, targets, training=False))
+        """Performs one step of `evaluate`: the losses, and the metrics that `compile` was given."""
+        images, targets, sample_weight = _unpack(data)
+        predictions = self(images, training=False)
+        results = self._track(self._sum_losses(predictions, targets, sample_weight))
+        detections = self._decode_and_suppress(predictions) if self._user_metrics else None
+        for metric in self._user_metrics:
+            metric.update_state(pad_targets(targets), detections)
+            result = metric.result()
+            results.update(result if isinstance(result, dict) else {metric.name: result})
+        return results
 
     def predict_step(self, data: tuple) -> dict[str, tf.Tensor]:
-        """One step of `predict`: detections of a batch of images."""
+        """Performs one step of `predict`: detections of a batch of images."""
         images, _, _ = keras.utils.unpack_x_y_sample_weight(data)
         return self.detect(images)
 
     def predict(self, *args: Any, **kwargs: Any) -> dict[str, np.ndarray]:
         """As in Keras, but never under XLA, for which TensorFlow's suppression has no kernel."""
-        with _without_xla(self):
+        with self._detecting():
             return super().predict(*args, **kwargs)
 
     def predict_on_batch(self, x: Any) -> dict[str, np.ndarray]:
         """As in Keras, but never under XLA."""
-        with _without_xla(self):
+        with self._detecting():
             return super().predict_on_batch(x)
 
     def detect(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Detections of images that already have the input size.
+        """Detects objects in images that already have the input size.
 
         Args:
             images: `[b, h, w, 3]`, RGB, 0..255.
@@ -125,110 +235,69 @@ class RefineDet(keras.Model):
             `boxes` float32 `[b, k, 4]` (xmin, ymin, xmax, ymax), relative and unclipped; `scores` `[b, k]`, descending;
             `classes` int32 `[b, k]`, `num_detections` int32 `[b]`. Padding has score 0 and class -1.
         """
-        predictions = self(images, training=False)
-        boxes, scores = decode_predictions(predictions, self.anchors, self.config.objectness_threshold)
-        return suppress(boxes, scores, **as_dict(self.config.detection))
+        return self._decode_and_suppress(self(images, training=False))
 
     def export(self, filepath: str | os.PathLike) -> None:
         """Writes a SavedModel that takes uint8 images of any size; see `serving.export_saved_model`."""
         export_saved_model(self, os.fspath(filepath))
 
     def get_config(self) -> dict[str, Any]:
-        """The recipe's `model` section as plain values, which is all there is to rebuild the model from."""
-        return {"config": as_dict(self.config), "name": self.name}
+        """Returns what the model is rebuilt from: the recipe's `model` section as plain values, name and precision."""
+        dtype = getattr(self._dtype_argument, "name", self._dtype_argument)
+        return {"config": as_dict(self.config), "name": self.name, "dtype": dtype}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: dict | None = None) -> "RefineDet":
-        """The inverse of `get_config`."""
+        """Rebuilds a model from what `get_config` returned."""
         del custom_objects
         settings = model_config(config["config"])
         # A file must not make the machine reach for the network.
         check_offline(settings.backbone)
-        return cls(settings, name=config["name"])
+        return cls(settings, name=config["name"], dtype=config.get("dtype"))
+
+    def _sum_losses(self, predictions: dict[str, tf.Tensor], targets: dict, sample_weight: Any) -> dict[str, tf.Tensor]:
+        losses = self.loss_function(targets, predictions, self.anchors, sample_weight)
+        loss = tf.add_n([losses[name] for name in LOSS_NAMES] + [tf.cast(extra, tf.float32) for extra in self.losses])
+        return {"loss": loss, **losses}
+
+    def _decode_and_suppress(self, predictions: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        boxes, scores = decode_predictions(predictions, self.anchors, self.config.objectness_threshold)
+        return suppress(boxes, scores, **as_dict(self.config.detection))
 
     def _track(self, values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         for tracker in self._trackers:
             tracker.update_state(values[tracker.name])
         return {tracker.name: tracker.result() for tracker in self._trackers}
 
+    def _checked(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
+        """The data, which are checked now or as they are used; see `ops.targets.checked`."""
+        find = functools.partial(
+            find_fault, input_size=tuple(self.config.input_size), num_classes=len(self.config.classes)
+        )
+        return checked(x, y, sample_weight, find=find)
 
-def build_model(config: Config | ModelConfig) -> RefineDet:
-    """Builds the model of a recipe, or of its `model` section, with random weights.
+    @contextlib.contextmanager
+    def _detecting(self) -> Iterator[None]:
+        """Sees to it that Keras traces detection without XLA, and again if its settings have changed since."""
+        settings = _detection_settings(self.config)
+        if settings != self._traced_settings:
+            self._traced_settings = settings
+            self.predict_function = self.test_function = None
+        # Not by the public property, whose setter in Keras 2 takes the training function from under a running `fit`.
+        jit_compile, self._jit_compile = self._jit_compile, False
+        try:
+            yield
+        finally:
+            self._jit_compile = jit_compile
+
+
+def build_model(config: Config | ModelConfig, *, name: str = "refinedet", dtype: Any = None) -> RefineDet:
+    """Builds the model of a recipe, or of its `model` section, with random weights; see `RefineDet`.
 
     Raises:
         ConfigError: the configuration is unusable.
     """
-    return RefineDet(config.model if isinstance(config, Config) else config)
-
-
-def dense_targets(targets: dict[str, Any]) -> dict[str, tf.Tensor]:
-    """Targets as padded tensors; ragged ones, as KerasCV's layers give, are padded with -1."""
-    return {name: _pad(targets[name]) for name in ("boxes", "classes")}
-
-
-def _pad(rows: Any) -> Any:
-    if not isinstance(rows, tf.RaggedTensor):
-        return rows
-    dense = rows.to_tensor(-1)
-    # One row more than the fullest image has: a batch without any object must have one, too.
-    return tf.pad(dense, [[0, 0], [0, 1], [0, 0]][: dense.shape.rank], constant_values=-1)
-
-
-def _build_graph(images: tf.Tensor, config: ModelConfig) -> dict[str, tf.Tensor]:
-    sources = dict(zip(LEVELS, build_backbone(images, config.backbone), strict=True))
-
-    # Anchor refinement module.
-    arm_inputs = _head_inputs(sources, "arm", config)
-    arm_objectness = _heads(arm_inputs, 2, "arm{}_objectness", config)
-    if config.two_step_regression:
-        arm_offsets = _heads(arm_inputs, 4, "arm{}_offsets", config)
-    else:
-        arm_offsets = [ZeroOffsets(name=f"arm{k}_offsets")(x) for k, x in zip(LEVELS, arm_objectness, strict=True)]
-
-    # Transfer connection blocks, from the top down.
-    pyramid = _transfer_connections(sources, config) if config.transfer_connection else sources
-
-    # Object detection module.
-    odm_inputs = _head_inputs(pyramid, "odm", config)
-    odm_classes = _heads(odm_inputs, 1 + len(config.classes), "odm{}_classes", config)
-    odm_offsets = _heads(odm_inputs, 4, "odm{}_offsets", config)
-
-    return {
-        "arm_objectness": join_levels(arm_objectness, "arm_objectness"),
-        "arm_offsets": join_levels(arm_offsets, "arm_offsets"),
-        "odm_classes": join_levels(odm_classes, "odm_classes"),
-        "odm_offsets": join_levels(odm_offsets, "odm_offsets"),
-    }
-
-
-def _transfer_connections(sources: dict[int, tf.Tensor], config: ModelConfig) -> dict[int, tf.Tensor]:
-    """P3 to P6 by level."""
-    pyramid, above = {}, None
-    for level in reversed(LEVELS):
-        above = pyramid[level] = transfer_connection_block(
-            sources[level],
-            above,
-            level,
-            width=config.width,
-            separable=config.separable,
-            batch_norm=config.batch_norm,
-            upsampling=config.upsampling,
-            normalization=normalization_of(config.backbone),
-        )
-    return pyramid
-
-
-def _head_inputs(maps: dict[int, tf.Tensor], module: str, config: ModelConfig) -> dict[int, tf.Tensor]:
-    """What the heads of a module see, by level: the maps, or what the block before the heads makes of them."""
-    if not config.head_blocks:
-        return maps
-    normalization = normalization_of(config.backbone)
-    return {level: head_block(maps[level], f"{module}{level}", normalization) for level in LEVELS}
-
-
-def _heads(maps: dict[int, tf.Tensor], values: int, name: str, config: ModelConfig) -> list[tf.Tensor]:
-    """The heads of all levels, `values` numbers for each anchor; `name` has a place for the level."""
-    return [prediction_head(maps[k], values, name.format(k), separable=config.separable) for k in LEVELS]
+    return RefineDet(config.model if isinstance(config, Config) else config, name=name, dtype=dtype)
 
 
 def _minimize(
@@ -243,12 +312,27 @@ def _minimize(
     optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
 
 
+def _unpack(data: tuple) -> tuple:
+    """Images, targets and one weight for each image, or None."""
+    images, targets, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    if isinstance(sample_weight, dict):  # Keras gives each of the targets a copy
+        sample_weight = sample_weight["boxes"]
+    return images, targets, sample_weight
+
+
+def _detection_settings(config: ModelConfig) -> tuple:
+    return (config.objectness_threshold, *dataclasses.astuple(config.detection))
+
+
 @contextlib.contextmanager
-def _without_xla(model: keras.Model) -> Iterator[None]:
-    """Keeps XLA from what Keras builds or traces meanwhile."""
-    # Not by the public property, whose setter in Keras 2 takes the training function from under a running `fit`.
-    jit_compile, model._jit_compile = model._jit_compile, False
+def _global_policy(dtype: Any) -> Iterator[None]:
+    """Makes a precision policy Keras's global one for a while; None changes nothing."""
+    if dtype is None:
+        yield
+        return
+    before = keras.mixed_precision.global_policy()
+    keras.mixed_precision.set_global_policy(dtype)
     try:
         yield
     finally:
-        model._jit_compile = jit_compile
+        keras.mixed_precision.set_global_policy(before)

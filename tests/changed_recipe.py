@@ -30,6 +30,9 @@ CHANGED = Config(
         arm_negative_iou=0.3,
         objectness_threshold=0.05,
         negative_ratio=2.0,
+        odm_loss="focal",
+        focal_alpha=0.75,
+        focal_gamma=1.5,
         detection=DetectionConfig(0.05, 0.5, 400, 20, "across_classes"),
     ),
     data=DataConfig(
@@ -54,6 +57,7 @@ CHANGED = Config(
         clip_norm=1.5,
         precision="mixed_bfloat16",
         jit_compile=True,
+        normalize_positives="global",
         seed=4,
         weights="some.file",
         evaluate_every=2,

@@ -68,8 +68,11 @@ def bipartite(overlaps):
     return matches
 
 
-def match(overlaps, positive_iou=0.5, negative_iou=0.5):
-    """Box of each anchor (-1: none) and whether the anchor is a negative. `overlaps` is `[n, m]`."""
+def match(overlaps, positive_iou=0.5, negative_iou=0.5, ignored=None):
+    """Box of each anchor (-1: none) and whether the anchor is a negative.
+
+    `overlaps` is `[n, m]`; `ignored`, overlaps with ignored boxes, `[n, k]`.
+    """
     positive_iou, negative_iou = np.float32(positive_iou), np.float32(negative_iou)
     matches = bipartite(overlaps)
     negatives = [False] * len(matches)
@@ -78,6 +81,9 @@ def match(overlaps, positive_iou=0.5, negative_iou=0.5):
         for box, overlap in enumerate(row):
             if overlap > best:
                 best_box, best = box, overlap
+        best_ignored = 0 if ignored is None else max([0, *ignored[anchor]])
+        if matches[anchor] < 0 and best_ignored >= 0.5 and best_ignored > best:
+            continue
         if matches[anchor] < 0 and best >= positive_iou and best_box >= 0:
             matches[anchor] = best_box
         negatives[anchor] = matches[anchor] < 0 and best < negative_iou
@@ -103,6 +109,11 @@ def smooth_l1(difference):
     return 0.5 * difference**2 if abs(difference) < 1 else abs(difference) - 0.5
 
 
+def focal(logits, label, alpha, gamma):
+    probability = softmax(logits)[label]
+    return -(alpha if label > 0 else 1 - alpha) * (1 - probability) ** gamma * np.log(probability)
+
+
 def refinedet_losses(
     targets,
     predictions,
@@ -111,15 +122,19 @@ def refinedet_losses(
     arm_negative_iou=0.5,
     objectness_threshold=0.01,
     negative_ratio=3.0,
+    odm_loss="cross_entropy",
+    focal_alpha=0.25,
+    focal_gamma=2.0,
+    sample_weight=None,
 ):
     """All six values of `RefineDetLoss`, image by image."""
     sums = dict.fromkeys(("arm_objectness_loss", "arm_box_loss", "odm_class_loss", "odm_box_loss"), 0.0)
     positives = {"arm": 0, "odm": 0}
     for image in range(len(targets["boxes"])):
+        weight = 1 if sample_weight is None else float(sample_weight[image])
         rows = [row for row, label in enumerate(targets["classes"][image]) if label >= 0]
         boxes, classes = targets["boxes"][image][rows], targets["classes"][image][rows]
-        if not rows:
-            continue
+        ignored = [targets["boxes"][image][row] for row, label in enumerate(targets["classes"][image]) if label == -2]
         arm_logits, arm_offsets = predictions["arm_objectness"][image], predictions["arm_offsets"][image]
         odm_logits, odm_offsets = predictions["odm_classes"][image], predictions["odm_offsets"][image]
         refined = np.array([decode(*pair) for pair in zip(arm_offsets, anchors, strict=True)])
@@ -138,18 +153,25 @@ def refinedet_losses(
         )
         for module, class_loss, box_loss, logits, offsets, references, labels in modules:
             thresholds = (arm_positive_iou, arm_negative_iou) if module == "arm" else (0.5, 0.5)
-            matches, candidates = match(iou_matrix(references, boxes), *thresholds)
+            overlaps, ignored_overlaps = iou_matrix(references, boxes), iou_matrix(references, ignored)
+            matches, candidates = match(overlaps, *thresholds, ignored_overlaps)
             if module == "odm":
                 candidates = np.array(candidates) & (objectness >= objectness_threshold)
             matched = [anchor for anchor, box in enumerate(matches) if box >= 0]
-            background = [cross_entropy(row, 0) for row in logits]
-            hard = mine(background, candidates, np.floor(negative_ratio * len(matched)))
             positives[module] += len(matched)
-            sums[class_loss] += sum(cross_entropy(logits[anchor], labels[matches[anchor]]) for anchor in matched)
-            sums[class_loss] += sum(background[anchor] for anchor in hard)
+            if module == "odm" and odm_loss == "focal":
+                used = [(anchor, labels[matches[anchor]]) for anchor in matched]
+                used += [(anchor, 0) for anchor in np.flatnonzero(candidates)]
+                terms = [focal(logits[anchor], label, focal_alpha, focal_gamma) for anchor, label in used]
+            else:
+                background = [cross_entropy(row, 0) for row in logits]
+                hard = mine(background, candidates, np.floor(negative_ratio * len(matched)))
+                terms = [cross_entropy(logits[anchor], labels[matches[anchor]]) for anchor in matched]
+                terms += [background[anchor] for anchor in hard]
+            sums[class_loss] += weight * sum(terms)
             for anchor in matched:
                 target = encode(boxes[matches[anchor]], references[anchor])
-                sums[box_loss] += sum(smooth_l1(difference) for difference in offsets[anchor] - target)
+                sums[box_loss] += weight * sum(smooth_l1(difference) for difference in offsets[anchor] - target)
     losses = {name: value / max(1, positives[name[:3]]) for name, value in sums.items()}
     return {**losses, "arm_positives": positives["arm"], "odm_positives": positives["odm"]}
 

@@ -8,7 +8,7 @@ from tensorflow import keras
 from refinedet_tf.config import ModelConfig
 from refinedet_tf.losses import RefineDetLoss
 from refinedet_tf.model import build_model
-from refinedet_tf.ops.boxes import decode
+from refinedet_tf.ops.boxes import decode_boxes
 from refinedet_tf.serving.tflite import convert_tflite
 
 SWITCHES = {
@@ -65,7 +65,7 @@ def test_heads_sit_on_the_maps_of_the_backbone_without_transfer_connection(model
 
 def test_detections_start_from_the_plain_anchors(model, tiny_images):
     detections = model.detect(tiny_images)
-    boxes = np.asarray(decode(model(tiny_images)["odm_offsets"], model.anchors))
+    boxes = np.asarray(decode_boxes(model(tiny_images)["odm_offsets"], model.anchors))
     for image, count in enumerate(detections["num_detections"]):
         assert count > 0
         for box in detections["boxes"][image, :count].numpy():

@@ -75,7 +75,7 @@ def test_preprocessing_stays_float32_under_a_half_precision_policy():
 
 
 def test_unknown_preprocessing_names_the_known_ones():
-    with pytest.raises(ValueError, match="caffe, tf, torch, none, not 'BGR'"):
+    with pytest.raises(ValueError, match="caffe, tf, torch, lite, none, not 'BGR'"):
         layers.Preprocessing("BGR")
 
 

@@ -1,9 +1,13 @@
+import json
+
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow import keras
 
 from refinedet_tf import losses as losses_module
 from refinedet_tf.config import ModelConfig
+from refinedet_tf.errors import ConfigError, DataError
 from refinedet_tf.losses import COUNT_NAMES, LOSS_NAMES, RefineDetLoss
 from refinedet_tf.ops.anchors import generate_anchors
 from refinedet_tf.ops.boxes import pairwise_iou
@@ -13,6 +17,7 @@ from tests import slow_reference as slow
 
 ANCHORS = generate_anchors((64, 128), (32, 64, 128, 256))
 CLASSES = 4
+HALVES = {"positive_iou": 0.5, "negative_iou": 0.5}
 ODM = ("odm_class_loss", "odm_box_loss")
 ARM = ("arm_objectness_loss", "arm_box_loss")
 
@@ -70,6 +75,8 @@ def assert_equal_values(actual, expected, rtol=1e-5):
         (3, [4, 2, 6], {"arm_positive_iou": 0.7, "arm_negative_iou": 0.3}),
         (4, [2, 3], {"objectness_threshold": 0.4, "negative_ratio": 1.5}),
         (5, [5, 1], {"objectness_threshold": 0.0, "negative_ratio": 100.0}),
+        (6, [3, 0, 5], {"odm_loss": "focal"}),
+        (7, [2, 4], {"odm_loss": "focal", "focal_alpha": 0.6, "focal_gamma": 0.5, "objectness_threshold": 0.4}),
     ],
 )
 def test_all_values_equal_those_of_plain_loops(seed, counts, settings):
@@ -78,6 +85,101 @@ def test_all_values_equal_those_of_plain_loops(seed, counts, settings):
     expected = slow.refinedet_losses(targets, predictions, ANCHORS, **settings)
     assert expected["arm_positives"] > 0 and expected["odm_positives"] > 0
     assert_equal_values(RefineDetLoss(**settings)(targets, predictions, ANCHORS), expected)
+
+
+@pytest.mark.parametrize("settings", [{}, {"odm_loss": "focal"}, {"arm_positive_iou": 0.7, "arm_negative_iou": 0.3}])
+def test_ignored_objects_equal_those_of_plain_loops(settings):
+    rng = np.random.default_rng(11)
+    targets, predictions = random_targets(rng, [3, 6, 2, 1]), random_predictions(rng, 4)
+    without = RefineDetLoss(**settings)(targets, predictions, ANCHORS)
+    hidden = np.where(
+        (targets["classes"] >= 0) & (rng.uniform(size=targets["classes"].shape) < 0.5), -2, targets["classes"]
+    )
+    targets = {**targets, "classes": hidden.astype(np.int32)}
+    assert (hidden == -2).any(axis=1).sum() > 1 and (hidden >= 0).any(axis=1).sum() > 1
+    expected = slow.refinedet_losses(targets, predictions, ANCHORS, **settings)
+    values = RefineDetLoss(**settings)(targets, predictions, ANCHORS)
+    assert_equal_values(values, expected)
+    assert 0 < values["arm_positives"] < without["arm_positives"]
+
+
+def test_anchors_on_an_ignored_object_have_no_gradient():
+    """As background, the anchors that fit an object best would be the hardest negatives."""
+    rng = np.random.default_rng(12)
+    predictions = random_predictions(rng, 1)
+    predictions["arm_objectness"][0, 100] = [-9, 9]
+    boxes = np.stack([ANCHORS[100], ANCHORS[300]])[np.newaxis]
+    for label, has_gradient in ((-1, True), (-2, False), (0, True)):
+        targets = {"boxes": boxes, "classes": np.int32([[label, 0]])}
+        _, gradients = values_and_gradients(RefineDetLoss(), targets, predictions)
+        assert gradients["arm_objectness"][0, 100].numpy().any() == has_gradient
+
+
+@pytest.mark.parametrize("settings", [{}, {"odm_loss": "focal"}])
+def test_sample_weights_multiply_the_terms_of_their_image_and_leave_the_positives(settings):
+    rng = np.random.default_rng(13)
+    targets, predictions = random_targets(rng, [3, 0, 5]), random_predictions(rng, 3)
+    weights = np.float32([0.5, 3.0, 0.25])
+    expected = slow.refinedet_losses(targets, predictions, ANCHORS, **settings, sample_weight=weights)
+    loss = RefineDetLoss(**settings)
+    assert_equal_values(loss(targets, predictions, ANCHORS, weights), expected)
+    assert_equal_values(loss(targets, predictions, ANCHORS, weights[:, np.newaxis]), expected)
+    ones = loss(targets, predictions, ANCHORS, np.ones(3))
+    assert_equal_values(ones, loss(targets, predictions, ANCHORS), rtol=1e-7)
+    for wrong in (np.ones(2), np.ones([3, 6]), 2.0):
+        with pytest.raises(DataError, match="one number for each image"):
+            loss(targets, predictions, ANCHORS, wrong)
+
+
+def test_targets_with_no_row_for_a_box_count_as_images_without_objects():
+    predictions = random_predictions(np.random.default_rng(14), 2)
+    targets = {"boxes": np.zeros([2, 0, 4], np.float32), "classes": np.zeros([2, 0], np.int32)}
+    values, _ = values_and_gradients(RefineDetLoss(), targets, predictions)
+    assert {name: float(value) for name, value in values.items()} == dict.fromkeys((*LOSS_NAMES, *COUNT_NAMES), 0.0)
+
+
+def focal_of_two_classes(rng, count=200):
+    """Logits of background and object, labels, and the value that the loss takes of each anchor."""
+    logits, labels = rng.normal(0, 4, (count, 2)).astype(np.float32), rng.integers(0, 2, count)
+    loss = RefineDetLoss(odm_loss="focal")
+    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    return logits, labels, loss._focal_factors(cross_entropy, labels > 0) * cross_entropy
+
+
+def test_focal_loss_of_two_classes_is_the_sigmoid_focal_loss_of_the_difference_of_logits():
+    """Lin et al., ICCV 2017, equation 5, written for one logit."""
+    logits, labels, values = focal_of_two_classes(np.random.default_rng(15))
+    p = 1 / (1 + np.exp(-(logits[:, 1] - logits[:, 0]).astype(np.float64)))
+    expected = np.where(labels == 1, -0.25 * (1 - p) ** 2 * np.log(p), -0.75 * p**2 * np.log(1 - p))
+    np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_focal_loss_of_two_classes_is_that_of_tensorflow_addons():
+    addons = pytest.importorskip("tensorflow_addons", exc_type=Exception)  # TensorFlow 2.15 only
+    logits, labels, values = focal_of_two_classes(np.random.default_rng(16))
+    theirs = addons.losses.SigmoidFocalCrossEntropy(from_logits=True, alpha=0.25, gamma=2.0, reduction="none")
+    difference = logits[:, 1:] - logits[:, :1]
+    np.testing.assert_allclose(
+        values, theirs(labels[:, np.newaxis].astype(np.float32), difference), rtol=1e-4, atol=1e-7
+    )
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_gradients_of_the_focal_loss_are_finite_where_the_model_is_certain(gamma):
+    rng = np.random.default_rng(17)
+    targets, predictions = random_targets(rng, [3, 0]), random_predictions(rng, 2)
+    predictions["odm_classes"] *= 60
+    loss = RefineDetLoss(odm_loss="focal", focal_gamma=gamma)
+    values, gradients = values_and_gradients(loss, targets, predictions)
+    assert all(np.isfinite(value).all() for value in (*values.values(), *gradients.values()))
+    assert gradients["odm_classes"].numpy().any()
+
+
+def test_global_positives_are_those_of_the_replica_without_a_strategy():
+    rng = np.random.default_rng(18)
+    targets, predictions = random_targets(rng, [3, 1]), random_predictions(rng, 2)
+    expected = RefineDetLoss()(targets, predictions, ANCHORS)
+    assert_equal_values(RefineDetLoss(normalize_positives="global")(targets, predictions, ANCHORS), expected, rtol=0)
 
 
 def test_arm_that_moves_no_anchor_has_no_box_loss():
@@ -100,7 +202,7 @@ def test_values_have_the_documented_names_and_are_float32_for_half_precision_pre
     assert_equal_values(values, RefineDetLoss()(targets, rounded, ANCHORS), rtol=1e-6)
 
 
-def test_settings_of_a_recipe_reach_the_loss():
+def test_settings_of_a_recipe_reach_the_loss_and_survive_serialization():
     config = ModelConfig(
         classes=["a"],
         arm_positive_iou=0.7,
@@ -108,15 +210,32 @@ def test_settings_of_a_recipe_reach_the_loss():
         objectness_threshold=0.05,
         negative_ratio=2.0,
         two_step_regression=False,
+        odm_loss="focal",
+        focal_alpha=0.5,
+        focal_gamma=1.5,
     )
-    assert vars(RefineDetLoss.from_config(config)) == {
+    loss = RefineDetLoss.for_model(config, normalize_positives="global")
+    assert vars(loss) == {
         "arm_positive_iou": 0.7,
         "arm_negative_iou": 0.3,
         "objectness_threshold": 0.05,
         "negative_ratio": 2.0,
         "two_step_regression": False,
+        "odm_loss": "focal",
+        "focal_alpha": 0.5,
+        "focal_gamma": 1.5,
+        "normalize_positives": "global",
     }
-    assert vars(RefineDetLoss.from_config(ModelConfig(classes=["a"]))) == vars(RefineDetLoss())
+    assert vars(RefineDetLoss.for_model(ModelConfig(classes=["a"]))) == vars(RefineDetLoss())
+    values = json.loads(json.dumps(keras.utils.serialize_keras_object(loss)))
+    assert keras.utils.deserialize_keras_object(values) == loss
+
+
+def test_unknown_rules_are_refused():
+    with pytest.raises(ConfigError, match="did you mean 'focal'"):
+        RefineDetLoss(odm_loss="focall")
+    with pytest.raises(ConfigError, match="must be one of per_replica, global"):
+        RefineDetLoss(normalize_positives="none")
 
 
 def test_odm_losses_have_no_gradient_in_the_arm_nor_arm_losses_in_the_odm():
@@ -154,7 +273,7 @@ def test_gradients_are_those_of_cross_entropy_and_smooth_l1_over_the_normaliser(
         ("odm", "odm_classes", "odm_offsets", refined),
     ):
         count = float(values[f"{module}_positives"])
-        matches = match(references, targets["boxes"], valid, 0.5, 0.5)[0].numpy()[0]
+        matches = match(references, targets["boxes"], valid, **HALVES)[0].numpy()[0]
         for anchor, box in enumerate(matches):
             gradient = gradients[class_key][0, anchor].numpy()
             label = 0 if box < 0 else 1 if module == "arm" else 1 + targets["classes"][0, box]
@@ -177,7 +296,7 @@ def test_positives_the_arm_takes_for_background_stay_in_the_odm_loss_and_negativ
     values, gradients = values_and_gradients(RefineDetLoss(), targets, nothing, ODM)
 
     refined = refine_anchors(predictions["arm_offsets"], ANCHORS)
-    matches = match(refined, targets["boxes"], targets["classes"] >= 0, 0.5, 0.5)[0].numpy()
+    matches = match(refined, targets["boxes"], targets["classes"] >= 0, **HALVES)[0].numpy()
     positives = matches >= 0
     assert values["odm_positives"] == positives.sum() > 0
     np.testing.assert_array_equal(gradients["odm_classes"].numpy().any(axis=-1), positives)
@@ -207,7 +326,7 @@ def test_each_image_mines_for_its_own_positives():
     targets, predictions = random_targets(rng, [2, 4]), random_predictions(rng, 2)
     predictions["arm_objectness"][1] += np.float32([0, 6])
     valid = targets["classes"] >= 0
-    positives = (match(ANCHORS, targets["boxes"], valid, 0.5, 0.5)[0].numpy() >= 0).sum(axis=1)
+    positives = (match(ANCHORS, targets["boxes"], valid, **HALVES)[0].numpy() >= 0).sum(axis=1)
     _, gradients = values_and_gradients(RefineDetLoss(), targets, predictions, ["arm_objectness_loss"])
     np.testing.assert_array_equal(gradients["arm_objectness"].numpy().any(axis=-1).sum(axis=1), 4 * positives)
 

@@ -186,7 +186,7 @@ def test_every_setting_survives_saving_and_so_do_weights_anchors_and_loss(tmp_pa
     model.save(tmp_path / "model.keras")
     again = keras.models.load_model(tmp_path / "model.keras")
     assert again.config == CHANGED.model and again.name == "mine"
-    assert vars(again.loss_function) == vars(RefineDetLoss.from_config(CHANGED.model))
+    assert vars(again.loss_function) == vars(RefineDetLoss.for_model(CHANGED.model))
     np.testing.assert_array_equal(again.anchors, model.anchors)
     assert [weight.name for weight in again.weights] == [weight.name for weight in model.weights]
     for own, theirs in zip(again.get_weights(), model.get_weights(), strict=True):
@@ -339,6 +339,7 @@ from tensorflow import keras
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+from refinedet_tf.losses import RefineDetLoss
 from refinedet_tf.model import RefineDet
 
 values = dict(np.load(sys.argv[2]))
@@ -346,46 +347,59 @@ strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 saved = keras.models.load_model(sys.argv[1])
 with strategy.scope():
     model = RefineDet(saved.config)
-    model.set_weights(saved.get_weights())
     for layer in model.layers:
         layer.trainable = layer.name.startswith(("TL", "P", "arm", "odm"))
-    model.compile(keras.optimizers.SGD(1.0))
 assert strategy.num_replicas_in_sync == 2
 images = values.pop("images")
 dataset = tf.data.Dataset.from_tensor_slices((images, values)).batch(len(images))
-before = [variable.numpy() for variable in model.trainable_variables]
-model.fit(dataset, verbose=0)
-steps = [start - variable.numpy() for start, variable in zip(before, model.trainable_variables)]
-np.savez(sys.argv[3], **{f"{index:04d}": step for index, step in enumerate(steps)})
+results = {}
+for rule in ("per_replica", "global"):
+    with strategy.scope():
+        model.set_weights(saved.get_weights())
+        model.compile(keras.optimizers.SGD(1.0), loss=RefineDetLoss(normalize_positives=rule))
+    before = [variable.numpy() for variable in model.trainable_variables]
+    results[f"{rule}_loss"] = model.fit(dataset, verbose=0).history["loss"]
+    for index, (start, variable) in enumerate(zip(before, model.trainable_variables)):
+        results[f"{rule}_{index:04d}"] = start - variable.numpy()
+np.savez(sys.argv[3], **results)
 """
 
 
-def test_two_replicas_average_the_gradients_of_their_halves(plain_model, tiny_images, targets, tmp_path):
-    """As with the original's several GPUs: each half of the batch is normalised by its own positives.
+def test_two_replicas_count_their_own_positives_or_those_of_both(plain_model, tiny_images, targets, tmp_path):
+    """Per replica, as in the original, gradients are the mean of both halves'; globally, those of the whole batch.
 
-    The backbone stays frozen, as the statistics of its batch normalisation would magnify rounding errors.
+    The backbone stays frozen, as the statistics of its batch normalization would magnify rounding errors.
     """
     order = [0, 1, 2, 0]
     images, boxes, classes = tiny_images[order], targets["boxes"][order], targets["classes"][order]
     plain_model.save(tmp_path / "model.keras")
     np.savez(tmp_path / "batch.npz", images=images, boxes=boxes, classes=classes)
     run(REPLICAS, tmp_path / "model.keras", tmp_path / "batch.npz", tmp_path / "steps.npz")
-    steps = [step for _, step in sorted(np.load(tmp_path / "steps.npz").items())]
+    results = dict(np.load(tmp_path / "steps.npz"))
 
-    gradients, positives = [], []
     model = keras.models.load_model(tmp_path / "model.keras")
     for layer in model.layers:
         layer.trainable = layer.name.startswith(("TL", "P", "arm", "odm"))
-    for half in (slice(0, 2), slice(2, 4)):
-        half_targets = {"boxes": boxes[half], "classes": classes[half]}
+
+    def losses_and_gradients(rows):
         with tf.GradientTape() as tape:
-            losses = model.compute_losses(tf.constant(images[half]), half_targets, training=True)
-        gradients.append(tape.gradient(losses["loss"], model.trainable_variables))
-        positives.append(float(losses["arm_positives"]))
-    assert positives[0] != positives[1], "equal normalisers would not tell the two rules apart"
-    for step, first, second in zip(steps, *gradients, strict=True):
-        # The step is a difference of float32 weights, in a graph that sums in another order.
-        np.testing.assert_allclose(step, (first + second) / 2, rtol=1e-3, atol=1e-5)
+            part = {"boxes": boxes[rows], "classes": classes[rows]}
+            losses = model.compute_losses(tf.constant(images[rows]), part, training=True)
+        return losses, tape.gradient(losses["loss"], model.trainable_variables)
+
+    first, first_gradients = losses_and_gradients(slice(0, 2))
+    second, second_gradients = losses_and_gradients(slice(2, 4))
+    whole, gradients = losses_and_gradients(slice(0, 4))
+    assert first["arm_positives"] != second["arm_positives"], "equal normalizers would not tell the two rules apart"
+    means = [(a + b) / 2 for a, b in zip(first_gradients, second_gradients, strict=True)]
+    for rule, loss, expected in (
+        ("per_replica", (first["loss"] + second["loss"]) / 2, means),
+        ("global", whole["loss"], gradients),
+    ):
+        np.testing.assert_allclose(results[f"{rule}_loss"], [loss], rtol=1e-4)
+        for index, gradient in enumerate(expected):
+            # The step is a difference of float32 weights, in a graph that sums in another order.
+            np.testing.assert_allclose(results[f"{rule}_{index:04d}"], gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_a_compiled_model_is_loaded_with_its_optimizer(tiny_config, tmp_path):

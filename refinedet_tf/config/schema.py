@@ -25,6 +25,8 @@ UPSAMPLING = ("deconvolution", "resize")
 OPTIMIZERS = ("sgd", "adam")
 SCHEDULES = ("multistep", "cosine")
 SUPPRESSIONS = ("per_class", "across_classes")
+ODM_LOSSES = ("cross_entropy", "focal")
+NORMALIZE_POSITIVES = ("per_replica", "global")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 # `evaluation.protocols` defines them.
 EVALUATION_PROTOCOLS = (
@@ -113,6 +115,10 @@ class ModelConfig:
         objectness_threshold: anchors with a lower ARM objectness are neither hard negatives of the ODM nor detections
             (in the paper: background confidence above 0.99). 0 disables the filter.
         negative_ratio: number of hard negatives for each positive of an image.
+        odm_loss: classification loss of the ODM: `cross_entropy` over positives and hard negatives, as in the paper, or
+            `focal`, over all anchors that pass the objectness filter, without mining. See `RefineDetLoss`.
+        focal_alpha: weight of objects in the focal loss; the background has `1 - focal_alpha`.
+        focal_gamma: exponent of the focal loss; the higher, the less easy anchors count.
         detection: suppression settings of `predict` and of exported models.
     """
 
@@ -132,6 +138,9 @@ class ModelConfig:
     arm_negative_iou: float = 0.5
     objectness_threshold: float = 0.01
     negative_ratio: float = 3.0
+    odm_loss: str = "cross_entropy"
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
     detection: DetectionConfig = field(default_factory=DetectionConfig)
 
 
@@ -214,6 +223,8 @@ class TrainConfig:
         clip_norm: gradients of a larger global norm are scaled down to it; 0 disables clipping.
         precision: Keras's precision policy, one of `PRECISIONS`.
         jit_compile: whether to compile the training step with XLA.
+        normalize_positives: with several GPUs, losses are divided by the positives of each GPU's share of the batch,
+            `per_replica`, as in the original, or by those of the whole batch, `global`, as on one GPU.
         seed: random seed of initial weights, order and augmentation.
         weights: initial weights: a file, `imagenet` (keras.applications, a download), `efficientnet_lite0` (1, 2: the
             package of the extra lite0), or nothing.
@@ -236,6 +247,7 @@ class TrainConfig:
     clip_norm: float = 0.0
     precision: str = "float32"
     jit_compile: bool = False
+    normalize_positives: str = "per_replica"
     seed: int = 0
     weights: str | None = None
     evaluate_every: int = 10

@@ -7,6 +7,8 @@ from refinedet_tf.config.schema import (
     BEST_METRICS,
     DATA_FORMATS,
     EVALUATION_PROTOCOLS,
+    NORMALIZE_POSITIVES,
+    ODM_LOSSES,
     OPTIMIZERS,
     PRECISIONS,
     PREPROCESSING_MODES,
@@ -47,6 +49,7 @@ def validate(config: Config) -> None:
     )
     _check(train.decay_rate > 0, "train.decay_rate", train.decay_rate, "must be positive")
     _check(0 <= train.momentum < 1, "train.momentum", train.momentum, "must be in [0, 1)")
+    _check_choice("train.normalize_positives", train.normalize_positives, NORMALIZE_POSITIVES)
     choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "best_metric": BEST_METRICS}
     for key, known in choices.items():
         _check_choice(f"train.{key}", getattr(train, key), known)
@@ -91,6 +94,9 @@ def validate_model(model: ModelConfig) -> None:
         "must be in [0, 1)",
     )
     _check(model.negative_ratio >= 0, "model.negative_ratio", model.negative_ratio, "must not be negative")
+    _check_choice("model.odm_loss", model.odm_loss, ODM_LOSSES)
+    _check(0 < model.focal_alpha < 1, "model.focal_alpha", model.focal_alpha, "must be in (0, 1)")
+    _check(model.focal_gamma >= 0, "model.focal_gamma", model.focal_gamma, "must not be negative")
     detection = model.detection
     for key in ("score_threshold", "iou_threshold"):
         value = getattr(detection, key)

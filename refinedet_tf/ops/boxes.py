@@ -1,7 +1,7 @@
-"""Boxes as tensors: overlap and the coding of boxes as offsets from a reference box.
+"""Overlap of boxes, and boxes coded as offsets from reference boxes.
 
-Boxes are `(xmin, ymin, xmax, ymax)`, relative to the image, float32. Nothing here clips and nothing adds an epsilon:
-the numbers are those of the original implementation.
+Boxes are `(xmin, ymin, xmax, ymax)`, relative to the image, float32. Nothing is clipped and no epsilon is added, as in
+the original implementation.
 """
 
 import tensorflow as tf
@@ -11,35 +11,37 @@ SIZE_VARIANCE = 0.2
 
 
 def pairwise_iou(first: tf.Tensor, second: tf.Tensor) -> tf.Tensor:
-    """Intersection over union of every box of one set with every box of another.
+    """Computes the intersection over union of every box of one set with every box of another.
 
     Args:
         first: `[..., n, 4]` boxes.
         second: `[..., m, 4]` boxes; leading dimensions broadcast against those of `first`.
 
     Returns:
-        `[..., n, m]` in 0..1. Pairs in which a box has no area, or sides in the wrong order such as the padding
-        `(-1, -1, -1, -1)`, have 0.
+        `[..., n, m]` in 0..1. Pairs with a box that is empty or inverted, such as the padding `(-1, -1, -1, -1)`, have
+        IoU 0.
     """
-    first = first[..., :, tf.newaxis, :]
-    second = second[..., tf.newaxis, :, :]
-    top_left = tf.maximum(first[..., :2], second[..., :2])
-    bottom_right = tf.minimum(first[..., 2:], second[..., 2:])
-    sides = tf.maximum(bottom_right - top_left, 0.0)
-    intersection = sides[..., 0] * sides[..., 1]
-    return tf.math.divide_no_nan(intersection, area(first) + area(second) - intersection)
+    # Coordinate by coordinate: a last dimension of 2 or 4 would keep the CPU from using its vector units.
+    xmin, ymin, xmax, ymax = (tf.expand_dims(values, -1) for values in tf.unstack(first, axis=-1))
+    other_xmin, other_ymin, other_xmax, other_ymax = (tf.expand_dims(v, -2) for v in tf.unstack(second, axis=-1))
+    width = tf.maximum(tf.minimum(xmax, other_xmax) - tf.maximum(xmin, other_xmin), 0.0)
+    height = tf.maximum(tf.minimum(ymax, other_ymax) - tf.maximum(ymin, other_ymin), 0.0)
+    intersection = width * height
+    union = area(first)[..., :, tf.newaxis] + area(second)[..., tf.newaxis, :] - intersection
+    return tf.math.divide_no_nan(intersection, union)
 
 
 def area(boxes: tf.Tensor) -> tf.Tensor:
-    """Area of boxes `[..., 4]` as `[...]`, in units of the image's area."""
+    """Computes the area of boxes `[..., 4]`, as a share of the image's area, `[...]`."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
-def encode(boxes: tf.Tensor, references: tf.Tensor) -> tf.Tensor:
-    """Offsets that lead from reference boxes to boxes.
+def encode_boxes(boxes: tf.Tensor, references: tf.Tensor) -> tf.Tensor:
+    """Encodes boxes as offsets from reference boxes.
 
-    `dx = (x - px) / pw / 0.1`, `dy` likewise; `dw = ln(w / pw) / 0.2`, `dh` likewise, with `(x, y, w, h)` centre and
-    size of the box and `(px, py, pw, ph)` those of the reference (the coding of Fast R-CNN with SSD's variances).
+    `dx = (x - px) / pw / 0.1`, and `dy` likewise; `dw = ln(w / pw) / 0.2`, and `dh` likewise. `(x, y, w, h)` is the
+    center and size of the box, `(px, py, pw, ph)` that of the reference box. This is the coding of Fast R-CNN with the
+    variances of SSD.
 
     Args:
         boxes: `[..., 4]` with positive sides.
@@ -59,8 +61,8 @@ def encode(boxes: tf.Tensor, references: tf.Tensor) -> tf.Tensor:
     )
 
 
-def decode(offsets: tf.Tensor, references: tf.Tensor) -> tf.Tensor:
-    """Boxes to which offsets lead from reference boxes; the inverse of `encode`.
+def decode_boxes(offsets: tf.Tensor, references: tf.Tensor) -> tf.Tensor:
+    """Decodes offsets from reference boxes into boxes; the inverse of `encode_boxes`.
 
     Args:
         offsets: `(dx, dy, dw, dh)`, `[..., 4]`.

@@ -1,12 +1,12 @@
-"""From raw predictions to detections: objectness filter, cascaded decoding, suppression."""
+"""Decoding of raw predictions into detections: objectness filter, two decoding steps, suppression."""
 
 import tensorflow as tf
 
-from refinedet_tf.ops.boxes import decode
+from refinedet_tf.ops.boxes import decode_boxes
 
 
 def refine_anchors(arm_offsets: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
-    """The anchors as moved by the ARM, the first step of the cascade.
+    """Applies the offsets of the ARM to the anchors, the first of the two regression steps.
 
     Args:
         arm_offsets: float32 `[b, n, 4]`.
@@ -15,11 +15,11 @@ def refine_anchors(arm_offsets: tf.Tensor, anchors: tf.Tensor) -> tf.Tensor:
     Returns:
         Refined anchors `[b, n, 4]`, unclipped.
     """
-    return decode(arm_offsets, anchors)
+    return decode_boxes(arm_offsets, anchors)
 
 
 def objectness(predictions: dict[str, tf.Tensor]) -> tf.Tensor:
-    """The ARM's probability that an anchor is an object, float32 `[b, n]`."""
+    """Returns the ARM's probability that an anchor is an object, float32 `[b, n]`."""
     # The two-way softmax written as a sigmoid of the difference of its logits.
     logits = predictions["arm_objectness"]
     return tf.sigmoid(logits[..., 1] - logits[..., 0])
@@ -28,25 +28,25 @@ def objectness(predictions: dict[str, tf.Tensor]) -> tf.Tensor:
 def decode_predictions(
     predictions: dict[str, tf.Tensor], anchors: tf.Tensor, objectness_threshold: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Scores and boxes of all anchors, before suppression.
+    """Decodes boxes and scores of all anchors, before suppression.
 
     Args:
         predictions: the model's raw predictions.
         anchors: float32 `[n, 4]`.
-        objectness_threshold: anchors whose ARM objectness is lower get score 0 in every class (section 3.1, negative
+        objectness_threshold: anchors with a lower ARM objectness get score 0 in every class (section 3.1, negative
             anchor filtering).
 
     Returns:
         Boxes `[b, n, 4]`, relative, unclipped, shared by all classes; scores `[b, n, c]` without the background.
     """
-    boxes = decode(predictions["odm_offsets"], refine_anchors(predictions["arm_offsets"], anchors))
+    boxes = decode_boxes(predictions["odm_offsets"], refine_anchors(predictions["arm_offsets"], anchors))
     scores = tf.nn.softmax(predictions["odm_classes"])[..., 1:]
     keep = objectness(predictions) >= objectness_threshold
     return boxes, tf.where(keep[..., tf.newaxis], scores, 0.0)
 
 
 def keep_top_k(scores: tf.Tensor, k: int) -> tf.Tensor:
-    """Scores with those below the k-th best of their class set to 0.
+    """Sets scores below the k-th best of their class to 0.
 
     Args:
         scores: float32 `[b, n, c]`.

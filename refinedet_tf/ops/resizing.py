@@ -1,7 +1,7 @@
-"""How images get to the input size of a model, and boxes from one to the other.
+"""Resizing of images to the input size of a model, and of boxes between image and input.
 
-`warp` fills the input whatever the aspect ratio of the image. `letterbox` keeps the aspect ratio: the image is centered
-in the input, as large as fits, and the rest has the mean color.
+`warp` fills the input and ignores the aspect ratio of the image. `letterbox` keeps it: the image is centered in the
+input, as large as fits, and the rest has the mean color.
 """
 
 from collections.abc import Sequence
@@ -9,16 +9,16 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-MEAN_COLOR = (123, 117, 104)  # of ImageNet, RGB; surrounds images that do not fill their canvas
+MEAN_COLOR = (123, 117, 104)  # mean of ImageNet, RGB; pads images
 
 
 @dataclass(frozen=True)
 class Resizing:
-    """The input size of a model and the way images are brought to it.
+    """The input size of a model, and how images are resized to it.
 
     Attributes:
-        height: of the input in pixels.
-        width: of the input in pixels.
+        height: height of the input in pixels.
+        width: width of the input in pixels.
         mode: `warp` or `letterbox`.
     """
 
@@ -28,14 +28,14 @@ class Resizing:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the input in pixels."""
+        """Returns height and width of the input in pixels."""
         return self.height, self.width
 
     def resize(self, images: tf.Tensor) -> tf.Tensor:
         """Resizes images to the input size: bilinear, half-pixel centers, no antialiasing.
 
-        With `warp` this is what the released RefineDet test scripts do. Training, evaluation, detection and serving all
-        use it.
+        `warp` is what the released RefineDet test scripts do. Training, evaluation, detection and serving all use this
+        function.
 
         Args:
             images: `[h, w, 3]` or `[b, h, w, 3]`, any real type, 0..255.
@@ -46,20 +46,20 @@ class Resizing:
         return self.pad(resize_bilinear(images, self.shown_size(tf.shape(images)[-3:-1])))
 
     def shown_size(self, image_size: tf.Tensor) -> tf.Tensor:
-        """Height and width of the part of the input that shows the image.
+        """Returns height and width of the part of the input that shows the image.
 
         Args:
             image_size: height and width of the image in pixels, int32 `[..., 2]`.
 
         Returns:
-            int32 `[2]` or `[..., 2]`. With `warp` it is the input size; with `letterbox` the largest size that has the
-            image's aspect ratio and fits, each side rounded to the nearest pixel.
+            int32 `[2]` or `[..., 2]`: for `warp` the input size, for `letterbox` the largest size with the image's
+            aspect ratio that fits, each side rounded to the nearest pixel.
         """
         size = tf.constant(self.size, tf.int32)
         if self.mode == "warp":
             return size
-        # height * input width / width and the converse; the side that comes out too long fits exactly. Integer
-        # arithmetic, so that every client that repeats this agrees.
+        # height * input width / width, and vice versa; the longer side is clipped to the input. Integer arithmetic, so
+        # that every client computes the same.
         image_size = tf.convert_to_tensor(image_size, tf.int32)
         other = tf.reverse(image_size, axis=[-1])
         return tf.clip_by_value((2 * image_size * tf.reverse(size, axis=[0]) + other) // (2 * other), 1, size)
@@ -68,10 +68,10 @@ class Resizing:
         """Centers images of their `shown_size` on a canvas of the mean color.
 
         Args:
-            images: float32 `[..., h, w, 3]`. Where a margin is odd, the right or lower part is the larger one.
+            images: float32 `[..., h, w, 3]`. If a margin is odd, its right or lower part is larger.
 
         Returns:
-            float32 `[..., height, width, 3]`; with `warp` the images themselves.
+            float32 `[..., height, width, 3]`; for `warp` the images themselves.
         """
         if self.mode == "warp":
             return images
@@ -86,7 +86,7 @@ class Resizing:
 
         Args:
             boxes: float32 `[..., n, 4]`, (xmin, ymin, xmax, ymax).
-            image_size: height and width of the images in pixels, int32 `[2]`, or `[..., 2]` if each has its own.
+            image_size: height and width of the images in pixels, int32 `[2]`, or `[..., 2]` for one size each.
 
         Returns:
             float32 `[..., n, 4]`.
@@ -97,14 +97,14 @@ class Resizing:
         return boxes * extent + corner
 
     def boxes_to_image(self, boxes: tf.Tensor, image_size: tf.Tensor) -> tf.Tensor:
-        """The inverse of `boxes_to_input`; boxes in the margin end up outside 0..1."""
+        """Inverts `boxes_to_input`; boxes in the margin end up outside 0..1."""
         if self.mode == "warp":
             return boxes
         corner, extent = self._shown_part(image_size)
         return (boxes - corner) / extent
 
     def _shown_part(self, image_size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """Upper left corner and size of the shown part, relative to the input, (x, y, x, y), `[..., 1, 4]`."""
+        """Returns corner and size of the shown part, relative to the input, as (x, y, x, y), `[..., 1, 4]`."""
         shown = self.shown_size(image_size)
         corner = (self.size - shown) // 2
         relative = [tf.cast(pixels, tf.float32) / tf.constant(self.size, tf.float32) for pixels in (corner, shown)]

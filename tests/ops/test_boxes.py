@@ -16,10 +16,10 @@ def random_boxes(rng, *shape):
 def test_golden_example_of_the_cascade():
     anchor = tf.constant([[0.4, 0.4, 0.6, 0.6]])
     truth = tf.constant([[0.35, 0.42, 0.65, 0.70]])
-    np.testing.assert_allclose(ops.encode(truth, anchor), [[0, 3, 2.027326, 1.682361]], atol=2e-6)
-    refined = ops.decode(tf.constant([[0.5, 1, 0.5, -0.25]]), anchor)
+    np.testing.assert_allclose(ops.encode_boxes(truth, anchor), [[0, 3, 2.027326, 1.682361]], atol=2e-6)
+    refined = ops.decode_boxes(tf.constant([[0.5, 1, 0.5, -0.25]]), anchor)
     np.testing.assert_allclose(refined, [[0.399483, 0.424877, 0.620517, 0.615123]], atol=6e-7)
-    np.testing.assert_allclose(ops.encode(truth, refined), [[-0.452419, 2.102542, 1.527326, 1.932361]], atol=2e-6)
+    np.testing.assert_allclose(ops.encode_boxes(truth, refined), [[-0.452419, 2.102542, 1.527326, 1.932361]], atol=2e-6)
 
 
 side = st.floats(0.0009765625, 2.0, width=32)
@@ -32,7 +32,7 @@ boxes = st.tuples(center, center, side, side).map(
 @settings(max_examples=60, deadline=None)
 @given(boxes, boxes)
 def test_decode_is_the_inverse_of_encode(box, reference):
-    decoded = ops.decode(ops.encode(box, reference), reference)
+    decoded = ops.decode_boxes(ops.encode_boxes(box, reference), reference)
     # A side of 0.001 between coordinates around 2 has few bits left, and the offset multiplies the loss.
     np.testing.assert_allclose(decoded, box, atol=5e-6, rtol=2e-5)
 
@@ -41,8 +41,8 @@ def test_decode_is_the_inverse_of_encode(box, reference):
 @given(boxes, st.tuples(*[st.floats(-8, 8, width=32)] * 4))
 def test_encode_is_the_inverse_of_decode(reference, offsets):
     expected = np.array(offsets, np.float32)
-    decoded = ops.decode(expected, reference)
-    recovered = ops.encode(decoded, reference)
+    decoded = ops.decode_boxes(expected, reference)
+    recovered = ops.encode_boxes(decoded, reference)
     # The rounding of a corner, about 4e-7, counts relative to the smallest side, divided by the variance.
     decoded = decoded.numpy()
     smallest = min(reference[2] - reference[0], reference[3] - reference[1], *(decoded[2:] - decoded[:2]))
@@ -54,17 +54,17 @@ def test_coding_equals_one_box_at_a_time():
     first, references = random_boxes(rng, 200), random_boxes(rng, 200)
     offsets = rng.normal(0, 2, (200, 4)).astype(np.float32)
     encoded = [slow.encode(*pair) for pair in zip(first, references, strict=True)]
-    np.testing.assert_allclose(ops.encode(first, references), encoded, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(ops.encode_boxes(first, references), encoded, rtol=1e-5, atol=1e-4)
     decoded = [slow.decode(*pair) for pair in zip(offsets, references, strict=True)]
-    np.testing.assert_allclose(ops.decode(offsets, references), decoded, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(ops.decode_boxes(offsets, references), decoded, rtol=1e-5, atol=1e-6)
 
 
 def test_nothing_is_clipped_and_no_epsilon_added():
-    far = ops.decode(tf.constant([[-100.0, 100.0, 20.0, 20.0]]), tf.constant([[0.0, 0.0, 1.0, 1.0]]))
+    far = ops.decode_boxes(tf.constant([[-100.0, 100.0, 20.0, 20.0]]), tf.constant([[0.0, 0.0, 1.0, 1.0]]))
     half = np.exp(4) / 2
     np.testing.assert_allclose(far, [[-9.5 - half, 10.5 - half, -9.5 + half, 10.5 + half]], rtol=1e-6)
     same = tf.constant([[0.25, 0.25, 0.5, 0.75]])
-    np.testing.assert_array_equal(ops.encode(same, same), np.zeros([1, 4]))
+    np.testing.assert_array_equal(ops.encode_boxes(same, same), np.zeros([1, 4]))
 
 
 def test_pairwise_iou_equals_one_pair_at_a_time():

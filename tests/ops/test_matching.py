@@ -1,9 +1,15 @@
+import time
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from refinedet_tf.ops import matching
+from refinedet_tf.ops.anchors import generate_anchors
+from refinedet_tf.ops.boxes import pairwise_iou
 from tests import slow_reference as slow
+
+HALVES = {"positive_iou": 0.5, "negative_iou": 0.5}
 
 
 def match_overlaps(monkeypatch, overlaps, positive_iou=0.5, negative_iou=0.5, valid=None):
@@ -13,7 +19,7 @@ def match_overlaps(monkeypatch, overlaps, positive_iou=0.5, negative_iou=0.5, va
     monkeypatch.setattr(matching, "pairwise_iou", lambda boxes, references: tf.constant(overlaps))
     valid = np.ones([batch, num_boxes], bool) if valid is None else valid
     references, boxes = np.zeros([num_anchors, 4], np.float32), np.zeros([batch, num_boxes, 4], np.float32)
-    matches, negatives = matching.match(references, boxes, valid, positive_iou, negative_iou)
+    matches, negatives = matching.match(references, boxes, valid, positive_iou=positive_iou, negative_iou=negative_iou)
     return matches.numpy(), negatives.numpy()
 
 
@@ -90,7 +96,7 @@ def test_random_boxes_with_padding_anywhere_match_as_in_the_sequential_rule(seed
     valid = rng.uniform(size=(8, 10)) < 0.6
     valid[0, 3], valid[1], valid[2] = True, True, False
     boxes[~valid] = -1
-    matches, negatives = matching.match(references, boxes, valid, 0.5, 0.5)
+    matches, negatives = matching.match(references, boxes, valid, **HALVES)
     overlaps = np.stack([slow.iou_matrix(*pair).T for pair in zip(references, boxes, strict=True)])
     assert_is_greedy(overlaps, matches.numpy(), negatives.numpy(), valid=valid)
     assert 3 not in matches[0].numpy()
@@ -100,8 +106,59 @@ def test_random_boxes_with_padding_anywhere_match_as_in_the_sequential_rule(seed
 
 def test_padding_that_looks_like_a_box_is_not_matched():
     boxes = np.array([[[0, 0, 1, 1], [0, 0, 1, 1]]], np.float32)
-    matches, _ = matching.match(boxes[0, :1], boxes, np.array([[False, True]]), 0.5, 0.5)
+    matches, _ = matching.match(boxes[0, :1], boxes, np.array([[False, True]]), **HALVES)
     np.testing.assert_array_equal(matches, [[1]])
+
+
+@pytest.mark.parametrize("thresholds", [(0.5, 0.5), (0.7, 0.3)])
+def test_ignored_boxes_take_anchors_out_as_in_the_sequential_rule(thresholds):
+    rng = np.random.default_rng(5)
+    references, boxes = grid_boxes(rng, 12, 60, 6), grid_boxes(rng, 12, 8, 6)
+    kinds = rng.choice([0, -1, -2], (12, 8), p=[0.4, 0.2, 0.4])
+    matches, negatives = matching.match(
+        references,
+        boxes,
+        kinds == 0,
+        positive_iou=thresholds[0],
+        negative_iou=thresholds[1],
+        ignored=kinds == -2,
+    )
+    matches, negatives = matches.numpy(), negatives.numpy()
+    excluded = 0
+    for image in range(12):
+        overlaps = slow.iou_matrix(references[image], boxes[image])
+        rows, ignored = np.flatnonzero(kinds[image] == 0), np.flatnonzero(kinds[image] == -2)
+        expected, free = slow.match(overlaps[:, rows], *thresholds, overlaps[:, ignored])
+        np.testing.assert_array_equal(matches[image], [rows[box] if box >= 0 else -1 for box in expected])
+        np.testing.assert_array_equal(negatives[image], free)
+        # What ignored boxes do: never a match, and where they overlap most no negative either.
+        assert not np.isin(matches[image], ignored).any()
+        covered = overlaps[:, ignored].max(axis=1, initial=0) >= 0.5
+        out = covered & (overlaps[:, ignored].max(axis=1, initial=0) > overlaps[:, rows].max(axis=1, initial=0))
+        assert not negatives[image][out].any()
+        excluded += (out & (matches[image] < 0)).sum()
+    assert excluded > 20
+
+
+def test_two_thousand_boxes_are_matched_within_seconds():
+    """Compared with the sequential rule on pairs sorted by overlap, which looks at each pair only once."""
+    rng = np.random.default_rng(0)
+    anchors = generate_anchors((320, 320), (32, 64, 128, 256))
+    sizes, centers = rng.uniform(0.02, 0.2, (2000, 2)), rng.uniform(0, 1, (2000, 2))
+    boxes = np.concatenate([centers - sizes / 2, centers + sizes / 2], axis=-1).astype(np.float32)
+    iou = pairwise_iou(boxes, anchors)
+    start = time.perf_counter()
+    matches = matching.bipartite_match(iou[tf.newaxis]).numpy()[0]
+    assert time.perf_counter() - start < 30  # 1 s of one free core; one pair at a time took minutes
+
+    iou = iou.numpy()
+    pairs_of_boxes, pairs_of_anchors = np.nonzero(iou > 1e-6)
+    order = np.lexsort((pairs_of_boxes, pairs_of_anchors, -iou[pairs_of_boxes, pairs_of_anchors]))
+    expected, served = np.full(len(anchors), -1), np.zeros(2000, bool)
+    for box, anchor in zip(pairs_of_boxes[order], pairs_of_anchors[order], strict=True):
+        if not served[box] and expected[anchor] < 0:
+            expected[anchor], served[box] = box, True
+    np.testing.assert_array_equal(matches, expected)
 
 
 @pytest.mark.parametrize(("num_boxes", "num_anchors"), [(6, 40), (15, 40), (20, 8)])
@@ -131,10 +188,10 @@ def test_compiled_matching_equals_eager_matching():
     rng = np.random.default_rng(0)
     references, boxes = grid_boxes(rng, 4, 30, 6), grid_boxes(rng, 4, 7, 6)
     valid = rng.uniform(size=(4, 7)) < 0.7
-    eager = matching.match(references, boxes, valid, 0.5, 0.5)
+    eager = matching.match(references, boxes, valid, **HALVES)
     for jit_compile in (False, True):
         compiled = tf.function(matching.match, jit_compile=jit_compile)
-        for expected, value in zip(eager, compiled(references, boxes, valid, 0.5, 0.5), strict=True):
+        for expected, value in zip(eager, compiled(references, boxes, valid, **HALVES), strict=True):
             np.testing.assert_array_equal(value, expected)
 
 
