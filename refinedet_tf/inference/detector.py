@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -215,21 +215,31 @@ class Detector:
 
     def _detect_batch(self, images: list[np.ndarray], score_threshold: float) -> list[Detections]:
         batch = images if self._mixed_sizes else tf.constant(np.stack(images))
-        outputs = {name: np.asarray(value) for name, value in self._run(batch).items()}
-        found = []
-        for row in range(len(images)):
-            scores = outputs["scores"][row]
-            boxes = np.clip(outputs["boxes"][row], 0, 1)
-            keep = np.arange(len(scores)) < outputs["num_detections"][row]
-            keep &= scores >= score_threshold
-            keep &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
-            found.append(Detections(boxes[keep], scores[keep], outputs["classes"][row][keep], self.classes))
-        return found
+        return unpad_detections(self._run(batch), self.classes, score_threshold)
 
 
 def _name(image: ImageSource, index: int) -> str:
     """What error messages call an image of a list."""
     return os.fspath(image) if isinstance(image, str | os.PathLike) else f"Image {index} of the list"
+
+
+def unpad_detections(
+    batch: Mapping[str, tf.Tensor], class_names: Sequence[str], score_threshold: float = 0.0
+) -> list[Detections]:
+    """Takes a batch apart, in the form that `RefineDet.detect` returns.
+
+    Boxes are clipped to their images; those outside, and those with scores below the threshold, are left out.
+    """
+    batch = {name: np.asarray(value) for name, value in batch.items()}
+    found = []
+    for count, boxes, scores, classes in zip(
+        *(batch[name] for name in ("num_detections", "boxes", "scores", "classes")), strict=True
+    ):
+        boxes = np.clip(boxes, 0, 1)
+        keep = (np.arange(len(scores)) < count) & (scores >= score_threshold)
+        keep &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        found.append(Detections(boxes[keep], scores[keep], classes[keep], class_names))
+    return found
 
 
 def pad_detections(images: list[dict[str, np.ndarray]], length: int) -> dict[str, tf.Tensor]:

@@ -2,15 +2,18 @@
 
 import io
 import os
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from refinedet_tf.errors import DataError
-from refinedet_tf.ops.images import from_pillow
+from refinedet_tf.ops.images import exif_orientation, from_pillow, swaps_sides
 
 ImageSource: TypeAlias = str | os.PathLike | bytes | Image.Image | np.ndarray
+
+Result = TypeVar("Result")
 
 # Larger images are refused before they are decoded: a file of a few kilobytes can claim gigabytes of pixels.
 MAX_PIXELS = 36_000_000
@@ -40,9 +43,28 @@ def read_image(source: ImageSource, name: str | None = None) -> np.ndarray:
         return _upright(source, name)
     if not isinstance(source, str | os.PathLike | bytes):
         raise DataError(f"{name} must be a path, bytes, a PIL image or an array, not {type(source).__name__}.")
+    return _with_image(source, name, lambda image: _upright(image, name))
+
+
+def upright_size(contents: bytes, name: str) -> tuple[int, int]:
+    """Returns width and height of an encoded photo as people see it, from its header.
+
+    Raises:
+        DataError: there is no such header, or the image has more than `MAX_PIXELS` pixels.
+    """
+
+    def size(image: Image.Image) -> tuple[int, int]:
+        _check_size(image, name)
+        is_turned = swaps_sides(exif_orientation(image.info.get("exif", b"")))
+        return (image.height, image.width) if is_turned else image.size
+
+    return _with_image(contents, name, size)
+
+
+def _with_image(source: str | os.PathLike | bytes, name: str, use: Callable[[Image.Image], Result]) -> Result:
     try:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return _upright(image, name)
+            return use(image)
     except Image.DecompressionBombError:  # Pillow's own, higher limit
         raise _too_large(name) from None
     except DataError:
@@ -63,9 +85,13 @@ def _check_array(image: np.ndarray, name: str) -> None:
 
 
 def _upright(image: Image.Image, name: str) -> np.ndarray:
+    _check_size(image, name)
+    return from_pillow(image)
+
+
+def _check_size(image: Image.Image, name: str) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(name, f" ({image.width} x {image.height})")
-    return from_pillow(image)
 
 
 def _too_large(name: str, size: str = "") -> DataError:

@@ -44,10 +44,6 @@ class ImageResult:
         """Boxes in pixels, (xmin, ymin, xmax, ymax), rounded."""
         return pixel_corners(self.found, self.width, self.height)
 
-    def scores(self) -> list[float]:
-        """Scores, rounded."""
-        return [round(float(score), SCORE_DECIMALS) for score in self.found.scores]
-
 
 def pixel_corners(found: Detections, width: int, height: int) -> list[list[float]]:
     """Boxes in pixels, (xmin, ymin, xmax, ymax), rounded."""
@@ -55,13 +51,30 @@ def pixel_corners(found: Detections, width: int, height: int) -> list[list[float
     return [[round(value, PIXEL_DECIMALS) for value in box] for box in pixels.tolist()]
 
 
+def rounded_scores(found: Detections) -> list[float]:
+    """Scores as they are written."""
+    return [round(float(score), SCORE_DECIMALS) for score in found.scores]
+
+
 def describe(found: Detections, width: int, height: int) -> list[dict[str, Any]]:
     """Detections as plain values for JSON: `class`, `score`, and `box` in pixels, (xmin, ymin, xmax, ymax)."""
-    scores = [round(float(score), SCORE_DECIMALS) for score in found.scores]
     return [
         {"class": name, "score": score, "box": box}
-        for name, score, box in zip(found.names, scores, pixel_corners(found, width, height), strict=True)
+        for name, score, box in zip(
+            found.names, rounded_scores(found), pixel_corners(found, width, height), strict=True
+        )
     ]
+
+
+def coco_rows(found: Detections, width: int, height: int) -> list[dict[str, Any]]:
+    """Detections as in COCO's results: `category_id` (from 1), `bbox` (x, y, width, height in pixels) and `score`."""
+    rows = []
+    for label, (xmin, ymin, xmax, ymax), score in zip(
+        found.classes.tolist(), pixel_corners(found, width, height), rounded_scores(found), strict=True
+    ):
+        size = [round(xmax - xmin, PIXEL_DECIMALS), round(ymax - ymin, PIXEL_DECIMALS)]
+        rows.append({"category_id": label + 1, "bbox": [xmin, ymin, *size], "score": score})
+    return rows
 
 
 class ResultWriter:
@@ -141,13 +154,7 @@ class CocoWriter(ResultWriter):
 
     def add(self, result: ImageResult) -> None:
         """Adds the detections to `results.json`, and remembers them for `instances.json`."""
-        rows = []
-        for (xmin, ymin, xmax, ymax), score, label in zip(
-            result.corners(), result.scores(), result.found.classes.tolist(), strict=True
-        ):
-            size = [round(xmax - xmin, PIXEL_DECIMALS), round(ymax - ymin, PIXEL_DECIMALS)]
-            bbox = [xmin, ymin, *size]
-            rows.append({"image_id": result.image_id, "category_id": label + 1, "bbox": bbox, "score": score})
+        rows = [{"image_id": result.image_id, **row} for row in coco_rows(result.found, result.width, result.height)]
         if rows:
             separator = ",\n " if self._annotations else "\n "
             self._results.append(separator + ",\n ".join(map(json.dumps, rows)), "\n]\n")
@@ -178,7 +185,7 @@ class CsvWriter(ResultWriter):
         """Writes a line for each object."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
-        for name, score, box in zip(result.found.names, result.scores(), result.corners(), strict=True):
+        for name, score, box in zip(result.found.names, rounded_scores(result.found), result.corners(), strict=True):
             writer.writerow([result.file, result.width, result.height, name, score, *box])
         self._file.append(text.getvalue(), "")
 
