@@ -1,7 +1,7 @@
 """Detecting objects in millions of images with Apache Beam, which is the extra `beam`.
 
 Any of Beam's runners takes the pipeline: one machine with several workers, Dataflow, Flink or Spark. What a worker did
-is kept when its bundle is finished; a bundle that fails is done again, and its images are in the results once.
+is kept when its bundle is finished; a bundle that fails is repeated, and its images are in the results once.
 """
 
 import json
@@ -40,7 +40,7 @@ PARQUET_SCHEMA = pyarrow.schema([
 
 
 class ImageKey(NamedTuple):
-    """What is known of an image before it is decoded: its name, and its upright size in pixels."""
+    """Name and upright size, in pixels, of an image; known before it is decoded."""
 
     name: str
     width: int
@@ -95,10 +95,10 @@ def detect_at_scale(
 
 
 class DetectObjects(beam.PTransform):
-    """From a collection of patterns to two: results of images, and files that were skipped; see `detect_at_scale`."""
+    """Turns a collection of patterns into results of images and a list of skipped files; see `detect_at_scale`."""
 
     def __init__(self, model: str, *, records: bool = False, score_threshold: float = 0.5):
-        """Describes the work; nothing is read before the pipeline runs."""
+        """Stores the settings; nothing is read before the pipeline runs."""
         super().__init__()
         self._model = model
         self._read = ReadRecords() if records else ReadFile()
@@ -166,7 +166,7 @@ class SavedModelHandler(ModelHandler[bytes, Detections | None, BytesModel]):
 
 
 class ExpandPattern(beam.DoFn):
-    """From a pattern to the paths of files."""
+    """Turns a pattern into the paths of files."""
 
     def process(self, pattern: str) -> Iterator[Any]:
         """Yields each file; a pattern without any is skipped."""
@@ -177,7 +177,7 @@ class ExpandPattern(beam.DoFn):
 
 
 class ReadFile(beam.DoFn):
-    """From a path to a name and an encoded image."""
+    """Turns a path into a name and an encoded image."""
 
     def process(self, path: str) -> Iterator[Any]:
         """Yields the contents of the file."""
@@ -189,7 +189,7 @@ class ReadFile(beam.DoFn):
 
 
 class ReadRecords(beam.DoFn):
-    """From the path of a TFRecord file to names and encoded images."""
+    """Turns the path of a TFRecord file into names and encoded images."""
 
     def process(self, path: str) -> Iterator[Any]:
         """Yields each image; a damaged file gives the images before the damage, and is skipped from there."""
@@ -215,10 +215,10 @@ class ReadRecords(beam.DoFn):
 
 
 class MeasureImage(beam.DoFn):
-    """From names and encoded images to `ImageKey`s and encoded images."""
+    """Turns names and encoded images into `ImageKey`s and encoded images."""
 
     def process(self, image: tuple[str, bytes]) -> Iterator[Any]:
-        """Reads the size in the header; what has none, or is too large, is skipped."""
+        """Reads the size in the header; images without one, or with too many pixels, are skipped."""
         name, content = image
         try:
             width, height = upright_size(content, name)
@@ -228,7 +228,7 @@ class MeasureImage(beam.DoFn):
 
 
 class ToResult(beam.DoFn):
-    """From inferences to results in the form of COCO."""
+    """Turns inferences into results in the form of COCO."""
 
     def __init__(self, score_threshold: float):
         """Leaves out lower scores."""

@@ -196,7 +196,7 @@ class Detector:
         return found
 
     def predict(self, images: tf.data.Dataset) -> dict[str, np.ndarray]:
-        """Detections of all images of a data set of batches, uint8 `[b, h, w, 3]`, as `keras.Model.predict` gives."""
+        """Detects objects in a data set of batches, uint8 `[b, h, w, 3]`; returns what `RefineDet.predict` returns."""
         batches = [self._run(batch) for batch in images]
         return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
@@ -219,7 +219,7 @@ class Detector:
 
 
 def _name(image: ImageSource, index: int) -> str:
-    """What error messages call an image of a list."""
+    """Returns the name of an image of a list in error messages."""
     return os.fspath(image) if isinstance(image, str | os.PathLike) else f"Image {index} of the list"
 
 

@@ -24,6 +24,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 # Pictures with boxes keep these; others become PNG files.
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 GALLERY_SIZE = 12
+READ_AHEAD = 4  # images that wait for detection; each may have 100 MB
 WILDCARDS = "*?["
 
 
@@ -70,12 +71,12 @@ class Selection:
 
 @dataclass(frozen=True)
 class Summary:
-    """What `detect_files` did.
+    """Counts of a finished `detect_files` run.
 
     Attributes:
         images: number of images that were read.
         objects: number of objects in them.
-        skipped: the reason why an image could not be read, one for each.
+        skipped: one reason for each image that could not be read.
     """
 
     images: int
@@ -108,7 +109,7 @@ def find_images(inputs: Iterable[str | os.PathLike]) -> list[ImageFile]:
 
 
 def _expand(source: str) -> tuple[Path, list[Path]]:
-    """The folder that names are relative to, and the images of one input."""
+    """Returns the images of one input, and the folder that their names are relative to."""
     path = Path(source)
     if path.is_file():
         return path.parent, [path]
@@ -172,7 +173,7 @@ def detect_files(
         writers = [WRITERS[name](output_dir, detector.classes, settings) for name in formats]
         for writer in writers:
             stack.callback(writer.close)
-        pixels = stack.enter_context(contextlib.closing(in_background(_read(images), 2 * BATCH_SIZE)))
+        pixels = stack.enter_context(contextlib.closing(in_background(_read(images), READ_AHEAD)))
         progress = stack.enter_context(tqdm(total=len(images), unit="image", disable=None))
         for batch in batched(pixels, BATCH_SIZE):
             readable = [content for _, content in batch if isinstance(content, np.ndarray)]
@@ -206,7 +207,7 @@ def detect_files(
 
 
 def image_ids(images: Sequence[ImageFile]) -> list[int]:
-    """Numbers for COCO files: those in the names, such as 000000000139.jpg, if all have one; otherwise from 1 on."""
+    """Returns ids for COCO files: the numbers in the names (000000000139.jpg) if all differ, otherwise 1, 2, 3..."""
     stems = [PurePosixPath(image.name).stem for image in images]
     if all(stem.isascii() and stem.isdigit() for stem in stems) and len(set(map(int, stems))) == len(stems):
         return list(map(int, stems))
@@ -214,7 +215,7 @@ def image_ids(images: Sequence[ImageFile]) -> list[int]:
 
 
 def picture_name(name: str) -> str:
-    """The name of the picture with boxes that belongs to an image."""
+    """Returns the file name of an image's picture with boxes."""
     return name if PurePosixPath(name).suffix.lower() in PICTURE_EXTENSIONS else f"{name}.png"
 
 
@@ -239,7 +240,7 @@ def save_crops(image: np.ndarray, found: Detections, name: str, folder: Path) ->
 
 
 def _read(images: Sequence[ImageFile]) -> Generator[tuple[int, np.ndarray | DataError], None, None]:
-    """The pixels of each image, or why it cannot be read."""
+    """Yields the index and the pixels of each image, or the error if it cannot be read."""
     for index, image in enumerate(images):
         try:
             yield index, read_image(image.path)
@@ -248,7 +249,7 @@ def _read(images: Sequence[ImageFile]) -> Generator[tuple[int, np.ndarray | Data
 
 
 def _outside(images: Sequence[ImageFile], output_dir: Path) -> list[ImageFile]:
-    """The images that are not results of an earlier run, where the folder of results is below that of the images."""
+    """Leaves out the results of an earlier run, if the folder for results is inside that of the images."""
     folder = output_dir.resolve()
 
     def is_result(image: ImageFile) -> bool:

@@ -41,23 +41,23 @@ class ImageResult:
     found: Detections
 
     def corners(self) -> list[list[float]]:
-        """Boxes in pixels, (xmin, ymin, xmax, ymax), rounded."""
+        """Returns boxes in pixels, (xmin, ymin, xmax, ymax), rounded."""
         return pixel_corners(self.found, self.width, self.height)
 
 
 def pixel_corners(found: Detections, width: int, height: int) -> list[list[float]]:
-    """Boxes in pixels, (xmin, ymin, xmax, ymax), rounded."""
+    """Returns boxes in pixels, (xmin, ymin, xmax, ymax), rounded."""
     pixels = found.boxes.astype(float) * (width, height, width, height)
     return [[round(value, PIXEL_DECIMALS) for value in box] for box in pixels.tolist()]
 
 
 def rounded_scores(found: Detections) -> list[float]:
-    """Scores as they are written."""
+    """Returns the scores as they are written."""
     return [round(float(score), SCORE_DECIMALS) for score in found.scores]
 
 
 def describe(found: Detections, width: int, height: int) -> list[dict[str, Any]]:
-    """Detections as plain values for JSON: `class`, `score`, and `box` in pixels, (xmin, ymin, xmax, ymax)."""
+    """Returns detections as plain values for JSON: `class`, `score`, and `box` in pixels, (xmin, ymin, xmax, ymax)."""
     return [
         {"class": name, "score": score, "box": box}
         for name, score, box in zip(
@@ -67,7 +67,7 @@ def describe(found: Detections, width: int, height: int) -> list[dict[str, Any]]
 
 
 def coco_rows(found: Detections, width: int, height: int) -> list[dict[str, Any]]:
-    """Detections as in COCO's results: `category_id` (from 1), `bbox` (x, y, width, height in pixels) and `score`."""
+    """Returns detections as in COCO's results: `category_id` from 1, `bbox` (x, y, width, height, pixels), `score`."""
     rows = []
     for label, (xmin, ymin, xmax, ymax), score in zip(
         found.classes.tolist(), pixel_corners(found, width, height), rounded_scores(found), strict=True
@@ -86,7 +86,7 @@ class ResultWriter:
         Args:
             output_dir: an existing folder.
             classes: the class names of the model, by index.
-            settings: what the results were made with: `model`, `score_threshold` and the like.
+            settings: the settings of the run, such as `model` and `score_threshold`.
         """
         raise NotImplementedError
 
@@ -95,7 +95,7 @@ class ResultWriter:
         raise NotImplementedError
 
     def skip(self, file: str, reason: str) -> None:
-        """Notes an image that cannot be read, where the format has a place for it."""
+        """Records an image that cannot be read, if the format has a place for it."""
 
     def close(self) -> None:
         """Finishes the files."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     import av
 
 EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv")
-# How FFmpeg calls cameras on each system: the name of camera N, and the format.
+# FFmpeg's name of camera N and input format on each system.
 CAMERAS = {"linux": ("/dev/video{}", "v4l2"), "darwin": ("{}", "avfoundation")}
 OPEN_TIMEOUT, READ_TIMEOUT = 10.0, 30.0  # seconds, for streams
 DEFAULT_RATE = 25
@@ -36,7 +36,7 @@ SECONDS_BETWEEN_KEYFRAMES = 2
 
 @dataclass(frozen=True)
 class VideoSummary:
-    """What `detect_video` did.
+    """Counts and files of a finished `detect_video` run.
 
     Attributes:
         frames: number of frames.
@@ -154,7 +154,7 @@ def _open(source: str) -> "av.container.InputContainer":
 def _decode(
     container: "av.container.InputContainer", source: str, rate: Fraction
 ) -> Generator[tuple[int, float, np.ndarray], None, None]:
-    """Number, seconds since the first, and upright RGB pixels of each frame."""
+    """Yields the number, the seconds since the first, and the upright RGB pixels of each frame."""
     av = _import_av()
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
