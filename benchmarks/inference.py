@@ -27,7 +27,7 @@ from refinedet_tf.config import load_config
 from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.model import build_model
 from refinedet_tf.ops.detections import decode_predictions, suppress
-from refinedet_tf.serving.signatures import export_saved_model
+from refinedet_tf.serving.saved_model import export_saved_model
 from refinedet_tf.serving.tflite import convert_tflite
 from refinedet_tf.weights import load_model
 
@@ -133,7 +133,7 @@ def tflite(name, work_dir, quantize):
     if not path.exists():
         model = open_model(name)
         images = [noise((*model.config.input_size, 3), seed) for seed in range(8)]
-        path.write_bytes(convert_tflite(model, quantize, calibration_images=images))
+        path.write_bytes(convert_tflite(model, quantize=quantize, calibration_images=images))
         return None
     served = TFLiteModel(path, num_threads=2)
     image = served.prepare(noise((64, 64, 3)))

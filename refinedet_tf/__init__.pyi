@@ -33,6 +33,9 @@ from .evaluation.result_files import read_detections as read_detections
 from .evaluation.result_files import write_coco_results as write_coco_results
 from .evaluation.result_files import write_voc_results as write_voc_results
 from .evaluation.robustness import evaluate_robustness as evaluate_robustness
+from .export import TFLiteExport as TFLiteExport
+from .export import export_saved_model as export_saved_model
+from .export import export_tflite as export_tflite
 from .inference.detector import Detections as Detections
 from .inference.detector import Detector as Detector
 from .inference.files import Selection as Selection
@@ -43,6 +46,7 @@ from .losses import RefineDetLoss as RefineDetLoss
 from .model import RefineDet as RefineDet
 from .model import build_model as build_model
 from .training.trainer import train as train
+from .verification import Agreement as Agreement
 from .verification import verify as verify
 from .visualization import draw_detections as draw_detections
 from .weights import WeightReport as WeightReport

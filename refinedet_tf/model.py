@@ -20,7 +20,7 @@ from refinedet_tf.ops.anchors import generate_anchors
 from refinedet_tf.ops.detections import decode_predictions, suppress
 from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.ops.targets import checked, faults_as_data_errors, find_fault, pad_targets
-from refinedet_tf.serving import export_saved_model
+from refinedet_tf.serving.saved_model import export_saved_model
 
 
 @keras.utils.register_keras_serializable("refinedet_tf")
@@ -238,8 +238,8 @@ class RefineDet(keras.Model):
         return self._decode_and_suppress(self(images, training=False))
 
     def export(self, filepath: str | os.PathLike) -> None:
-        """Writes a SavedModel that takes uint8 images of any size; see `serving.export_saved_model`."""
-        export_saved_model(self, os.fspath(filepath))
+        """Writes a SavedModel that takes uint8 images of any size; see `rd.export_saved_model`."""
+        export_saved_model(self, filepath)
 
     def get_config(self) -> dict[str, Any]:
         """Returns what the model is rebuilt from: the recipe's `model` section as plain values, name and precision."""

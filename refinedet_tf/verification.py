@@ -1,8 +1,8 @@
-"""Is an exported model the model it was made from? The same images through both, in numbers.
+"""Compares exported forms of a model with the model itself, on the same images, in numbers.
 
-In float32 the detections have to be the same up to rounding. Forms of less precision may move a detection a little and
-lose or gain one near the threshold: of these the detections that stand out, their overlap and, with labelled images,
-the average precision have to be near the model's.
+In float32, detections must be the same up to rounding. Forms of lower precision may move a detection a little and may
+gain or lose one near the threshold: for these, the confident detections, their overlap and, with labeled images, the
+average precision must be close to the model's.
 """
 
 import json
@@ -15,11 +15,13 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from refinedet_tf.config import as_dict
 from refinedet_tf.data.examples import Example, ExampleSet
+from refinedet_tf.data.pipeline import image_pipeline
+from refinedet_tf.data.shapes import draw_image
+from refinedet_tf.errors import ExportError
 from refinedet_tf.evaluation.evaluator import evaluate
-from refinedet_tf.inference.detector import Detections, Detector, pad_detections
-from refinedet_tf.inference.numpy_decoder import decode_detections
+from refinedet_tf.inference.detector import Detections, Detector
+from refinedet_tf.inference.saved_model_runner import SIGNATURES, SavedModel
 from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.model import RefineDet
 from refinedet_tf.ops.boxes import pairwise_iou
@@ -27,39 +29,40 @@ from refinedet_tf.ops.boxes import pairwise_iou
 SCORE_THRESHOLD = 0.05
 SCORE_TOLERANCE = 1e-4
 BOX_TOLERANCE = 1e-3
-# Scores that are equal but for rounding may change places in the suppression, and a model that has hardly been trained
-# has many such: this share of the detections may differ in float32.
+# Scores that are equal up to rounding may change places in the suppression, and an undertrained model has many of
+# them: this share of the detections may differ in float32.
 TIED_SHARE = 0.01
-# Of forms with less than float32's precision: the model's detections above CLEAR_SCORE that have to be found, their
-# mean overlap, and the loss of AP at IoU 0.5.
+# For forms of lower precision: the share of the model's detections above CLEAR_SCORE that must be found, their mean
+# IoU, and the loss of AP at IoU 0.5.
 CLEAR_SCORE = 0.5
 FOUND_TOLERANCE = 0.9
 IOU_TOLERANCE = 0.9
 AP_TOLERANCE = 0.015
+COMPARED_IMAGES = 8
 TIMED_RUNS = 5
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near one form of a model is to the model.
+    """How closely one form of a model agrees with the model.
 
     Attributes:
-        form: the file, and of a SavedModel the signature.
+        form: the file, and the signature if it is a SavedModel.
         exact: whether float32's tolerances apply.
-        expected: the model's detections above `SCORE_THRESHOLD`.
-        unmatched: how many of these and of the form's have no counterpart (same class, IoU at least 0.5), besides those
-            whose score is within the tolerance of the threshold.
+        expected: number of the model's detections above `SCORE_THRESHOLD`.
+        unmatched: number of detections of either side without a counterpart (same class, IoU at least 0.5) on the
+            other; those whose score is within the tolerance of the threshold do not count.
         clear_found: share of the model's detections above `CLEAR_SCORE` that have a counterpart.
         score_difference: the largest between counterparts.
-        box_difference: the largest between corners of counterparts, in sides of the image.
-        mean_iou: of counterparts.
-        ap: mean AP (area) at IoU 0.5 on the labelled images, if there are any.
-        ap_loss: how much more the model's is.
-        megabytes: size of the file or folder, of the model itself that of its weights, 10^6 bytes.
-        milliseconds: median for one image, resizing included.
-        peak_mib: how far the process's memory rose from opening the file to the last image, where the system tells.
-            Memory that an earlier form left free is used again and not counted.
-        passed: whether all that is within the tolerances.
+        box_difference: the largest between corners of counterparts, relative to the image.
+        mean_iou: mean IoU of counterparts.
+        ap: mean AP (area) at IoU 0.5 on the labeled images, if there are any.
+        ap_loss: the model's AP minus this form's.
+        megabytes: size of the file or folder, or of the model's weights, 10^6 bytes.
+        milliseconds: median time for one image, resizing included.
+        peak_mib: how far the memory of the process rose from opening the file to the last image, where the system
+            tells. Memory that an earlier form has freed is used again and not counted.
+        passed: whether everything is within the tolerances.
     """
 
     form: str
@@ -78,45 +81,92 @@ class Agreement:
     passed: bool
 
 
+@dataclass(frozen=True)
+class _Form:
+    """One way to run an export.
+
+    Attributes:
+        name: as in `Agreement.form`.
+        exact: whether float32's tolerances apply.
+        rounds: whether its input rounds pixels.
+        load: opens it.
+    """
+
+    name: str
+    exact: bool
+    rounds: bool
+    load: Callable[[], Detector]
+
+
+@dataclass(frozen=True)
+class _Difference:
+    """Two sides' detections in the same images, compared; the fields are those of `Agreement`.
+
+    Attributes:
+        apart: number of counterparts whose score or corners differ by more than float32's tolerances.
+    """
+
+    expected: int
+    unmatched: int
+    clear_found: float
+    score_difference: float
+    box_difference: float
+    mean_iou: float
+    apart: int
+
+
 def verify(
     model: RefineDet,
     paths: Sequence[str | os.PathLike],
-    images: Sequence[np.ndarray],
+    images: Sequence[np.ndarray] | None = None,
     examples: Sequence[Example] = (),
 ) -> list[Agreement]:
     """Compares exported forms of a model with it.
 
     Args:
-        model: what was exported.
+        model: the model that was exported.
         paths: SavedModel folders and .tflite files.
-        images: uint8 RGB `[h, w, 3]` of any sizes.
-        examples: labelled images for the average precision.
+        images: uint8 RGB `[h, w, 3]` of any sizes; by default the first labeled images, or without any drawn ones.
+        examples: labeled images for the average precision.
 
     Returns:
-        The figures of the model itself, then those of each form, a SavedModel having four.
+        The figures of the model itself, then those of each form; a SavedModel has four.
 
     Raises:
-        WeightFileError, ExportError: a path is no export of this project.
+        ExportError: a path is no export of this project, or has other classes than the model.
     """
+    images = _compared_images(examples) if images is None else images
 
     def measure_ap(detector: Detector) -> float | None:
         return _average_precision(detector, examples)
 
-    live = Detector.from_model(model)
+    classes, live = list(model.config.classes), Detector.from_model(model)
     ap = measure_ap(live)
-    expected = [live.detect(image) for image in images]
-    results = [_compare("model", True, 4 * model.count_params(), lambda: live, images, expected, ap, lambda _: ap)]
+    detections = {False: [live.detect(image) for image in images]}
+    itself = _Form("model", exact=True, rounds=False, load=lambda: live)
+    results = [_compare(itself, classes, 4 * model.count_params(), images, detections[False], ap, lambda _: ap)]
     for path in map(Path, paths):
-        for name, is_exact, rounds, load in _forms(path, model):
-            # A file that takes uint8 sees rounded pixels, so the model has to see these as well.
-            detector = _rounding_detector(model) if rounds else live
-            expected = [detector.detect(image) for image in images]
-            results.append(_compare(name, is_exact, _bytes(path), load, images, expected, ap, measure_ap))
+        for form in _forms(path):
+            if form.rounds and True not in detections:
+                rounding = _rounding_detector(model)  # so that both sides see the same pixels
+                detections[True] = [rounding.detect(image) for image in images]
+            results.append(_compare(form, classes, _bytes(path), images, detections[form.rounds], ap, measure_ap))
     return results
 
 
+def require_passed(results: Sequence[Agreement]) -> None:
+    """Raises an error if any form differs from the model.
+
+    Raises:
+        ExportError: a form is beyond its tolerances; the message names it.
+    """
+    failed = [result.form for result in results if not result.passed]
+    if failed:
+        raise ExportError(f"These do not detect what the model detects: {', '.join(failed)}.")
+
+
 def table(results: Sequence[Agreement]) -> str:
-    """The results for people."""
+    """Formats the results for people."""
     lines = [f"{'':36}{'same':>11}{'score':>9}{'box':>9}{'IoU':>7}{'AP50':>7}{'MB':>8}{'ms':>8}{'MiB':>6}"]
     for result in results:
         same = f"{result.expected - result.unmatched}/{result.expected}"
@@ -131,12 +181,12 @@ def table(results: Sequence[Agreement]) -> str:
 
 
 def write_json(results: Sequence[Agreement], path: str | os.PathLike) -> None:
-    """The results for programs: a list of `Agreement`s."""
+    """Writes the results for programs, a list of `Agreement`s."""
     Path(path).write_text(json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8")
 
 
 def match(expected: Detections, found: Detections) -> list[tuple[int, int, float]]:
-    """Pairs detections of one class, one-to-one, best overlap first, while it is at least 0.5.
+    """Pairs detections of one class, one-to-one, best overlap first, down to an IoU of 0.5.
 
     Returns:
         (row of `expected`, row of `found`, IoU) for each pair.
@@ -151,34 +201,43 @@ def match(expected: Detections, found: Detections) -> list[tuple[int, int, float
     return pairs
 
 
-def _forms(path: Path, model: RefineDet) -> Iterator[tuple[str, bool, bool, Callable[[], Detector]]]:
-    """Name, whether it is exact, whether it rounds pixels, and a function that opens it, of each form of an export."""
+def _compared_images(examples: Sequence[Example]) -> list[np.ndarray]:
+    """The first labeled images, or without any some drawn ones, of two sizes."""
+    if examples:
+        return [batch[0].numpy() for batch in image_pipeline(examples[:COMPARED_IMAGES])]
+    rng = np.random.default_rng(0)
+    return [draw_image(rng, size)[0] for size in [(240, 320), (320, 240)] * (COMPARED_IMAGES // 2)]
+
+
+def _forms(path: Path) -> Iterator[_Form]:
+    """All ways to run an export."""
     if path.is_dir():
-        for signature in ("serving_default", "serving_bytes", "serving_raw", "serving_tunable"):
-            is_exact = _saved_weights(path) in ("variables", "float32")
+        is_exact = SavedModel(path).settings["weights"] in ("variables", "float32")
+        for signature in SIGNATURES:
 
             def load(signature: str = signature) -> Detector:
-                return _signature_detector(path, signature, model)
+                return Detector.from_export(SavedModel(path, signature))
 
-            yield f"{path.name} {signature}", is_exact, False, load
+            yield _Form(f"{path.name} {signature}", is_exact, rounds=False, load=load)
     else:
         settings = TFLiteModel(path).metadata.settings
-        rounds = settings["input"]["type"] == "uint8"
-        yield path.name, settings["quantize"] == "none", rounds, lambda: Detector.load(path)
+        is_exact, rounds = settings["quantize"] == "none", settings["input"]["type"] == "uint8"
+        yield _Form(path.name, is_exact, rounds, lambda: Detector.load(path))
 
 
 def _compare(
-    name: str,
-    is_exact: bool,
+    form: _Form,
+    classes: list[str],
     size: int,
-    load: Callable[[], Detector],
     images: Sequence[np.ndarray],
     expected: Sequence[Detections],
     model_ap: float | None,
     measure_ap: Callable[[Detector], float | None],
 ) -> Agreement:
     before = _reset_peak_memory()
-    detector = load()
+    detector = form.load()
+    if detector.classes != classes:
+        raise ExportError(f"{form.name} has the classes {detector.classes}, the model has {classes}.")
     found = [detector.detect(image) for image in images]
     milliseconds = []
     for _ in range(TIMED_RUNS):
@@ -187,7 +246,30 @@ def _compare(
         milliseconds.append((time.perf_counter() - start) * 1e3)
     peak = None if before is None else _memory("VmHWM") - before
     ap = measure_ap(detector)
+    ap_loss = None if ap is None else model_ap - ap
 
+    difference = _difference(expected, found)
+    if form.exact:
+        passed = difference.unmatched + difference.apart <= TIED_SHARE * difference.expected
+    else:
+        is_found = difference.clear_found >= FOUND_TOLERANCE and difference.mean_iou >= IOU_TOLERANCE
+        passed = is_found and (ap_loss or 0.0) <= AP_TOLERANCE
+    figures = asdict(difference)
+    del figures["apart"]
+    return Agreement(
+        form=form.name,
+        exact=form.exact,
+        ap=ap,
+        ap_loss=ap_loss,
+        megabytes=size / 1e6,
+        milliseconds=float(np.median(milliseconds)),
+        peak_mib=peak,
+        passed=bool(passed),
+        **figures,
+    )
+
+
+def _difference(expected: Sequence[Detections], found: Sequence[Detections]) -> _Difference:
     unmatched = apart = clear = clear_found = count = 0
     scores, corners, overlaps = [0.0], [0.0], []
     for ours, theirs in zip(expected, found, strict=True):
@@ -206,66 +288,20 @@ def _compare(
         scores.extend(score_errors)
         corners.extend(corner_errors.ravel())
         overlaps.extend(overlap for _, _, overlap in pairs)
-
-    mean_iou = float(np.mean(overlaps)) if overlaps else 1.0
-    share = clear_found / clear if clear else 1.0
-    ap_loss = None if ap is None else model_ap - ap
-    if is_exact:
-        passed = unmatched + apart <= TIED_SHARE * count
-    else:
-        passed = share >= FOUND_TOLERANCE and mean_iou >= IOU_TOLERANCE and (ap_loss or 0.0) <= AP_TOLERANCE
-    return Agreement(
-        form=name,
-        exact=is_exact,
+    return _Difference(
         expected=count,
         unmatched=unmatched,
-        clear_found=share,
+        clear_found=clear_found / clear if clear else 1.0,
         score_difference=float(max(scores)),
         box_difference=float(max(corners)),
-        mean_iou=mean_iou,
-        ap=ap,
-        ap_loss=ap_loss,
-        megabytes=size / 1e6,
-        milliseconds=float(np.median(milliseconds)),
-        peak_mib=peak,
-        passed=bool(passed),
+        mean_iou=float(np.mean(overlaps)) if overlaps else 1.0,
+        apart=apart,
     )
 
 
-def _signature_detector(path: Path, signature: str, model: RefineDet) -> Detector:
-    """A detector that asks one signature of a SavedModel."""
-    loaded = tf.saved_model.load(str(path))
-    serve = loaded.signatures[signature]
-    settings = {**as_dict(model.config.detection), "objectness_threshold": model.config.objectness_threshold}
-
-    def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        if signature == "serving_raw":
-            outputs = {name: value.numpy() for name, value in serve(images=images).items()}
-            anchors = outputs.pop("anchors")[0]
-            return pad_detections([decode_detections(outputs, anchors, settings)], settings["max_detections"])
-        if signature == "serving_bytes":
-            # Lossless, and not compressed, which would take longer than to detect.
-            outputs = serve(image_bytes=tf.stack([tf.io.encode_png(image, compression=0) for image in images]))
-        elif signature == "serving_tunable":
-            names = ("score_threshold", "iou_threshold", "max_detections")
-            outputs = serve(images=images, **{name: tf.constant(settings[name]) for name in names})
-        else:
-            outputs = serve(images=images)
-        return {
-            "boxes": tf.gather(outputs["detection_boxes"], [1, 0, 3, 2], axis=-1),
-            "scores": outputs["detection_scores"],
-            "classes": outputs["detection_classes"],
-            "num_detections": outputs["num_detections"],
-        }
-
-    detector = Detector(run, list(model.config.classes))
-    detector._loaded = loaded  # the signature alone does not keep the variables alive
-    return detector
-
-
-def _saved_weights(path: Path) -> str:
-    """How a SavedModel keeps its weights, one of `serving.WEIGHTS`."""
-    return json.loads((path / "assets.extra" / "detector.json").read_text(encoding="utf-8"))["weights"]
+def _above(detections: Detections) -> Detections:
+    keep = detections.scores > SCORE_THRESHOLD - SCORE_TOLERANCE
+    return Detections(detections.boxes[keep], detections.scores[keep], detections.classes[keep])
 
 
 def _average_precision(detector: Detector, examples: Sequence[Example]) -> float | None:
@@ -276,7 +312,7 @@ def _average_precision(detector: Detector, examples: Sequence[Example]) -> float
 
 
 def _rounding_detector(model: RefineDet) -> Detector:
-    """`Detector.from_model`, but the pixels of the model's input are rounded."""
+    """`Detector.from_model` on rounded pixels, which is what a uint8 input sees."""
 
     @tf.function(reduce_retracing=True)
     def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
@@ -296,7 +332,7 @@ def _bytes(path: Path) -> int:
 
 
 def _reset_peak_memory() -> float | None:
-    """Sets the process's peak memory to what it uses, MiB; None where that cannot be done."""
+    """Sets the peak memory of the process to what it uses now and returns that, MiB; None where that is impossible."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
         return _memory("VmRSS")

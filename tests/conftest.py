@@ -84,7 +84,13 @@ def tflite_files(tiny_model, tmp_path_factory):
             images = coarse_noise(np.random.default_rng(8), 16) if quantize == "int8" else ()
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(tiny_model, "config", dataclasses.replace(tiny_model.config, detection=CUT))
-                content = convert_tflite(tiny_model, quantize, postprocess, input_type, images)
+                content = convert_tflite(
+                    tiny_model,
+                    quantize=quantize,
+                    postprocess=postprocess,
+                    input_type=input_type,
+                    calibration_images=images,
+                )
             known[name].write_bytes(content)
         return known[name]
 

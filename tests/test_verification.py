@@ -8,7 +8,11 @@ import pytest
 
 from refinedet_tf import verification
 from refinedet_tf.data.readers.voc import read_voc
+from refinedet_tf.errors import ExportError
+from refinedet_tf.inference import saved_model_runner
 from refinedet_tf.inference.detector import Detections
+from refinedet_tf.inference.saved_model_runner import read_settings
+from refinedet_tf.model import RefineDet
 from refinedet_tf.serving.tflite import convert_tflite
 from refinedet_tf.verification import match, table, verify, write_json
 
@@ -64,6 +68,12 @@ def test_a_changed_model_does_not_pass(tiny_model, exported, images):
     assert not result.passed and result.score_difference > 1e-4
 
 
+def test_an_export_with_other_classes_is_refused(tiny_config, exported, images):
+    model = RefineDet(dataclasses.replace(tiny_config, classes=["circle", "star", "square"]))
+    with pytest.raises(ExportError, match="has the classes .*'circle', 'square', 'star'.*, the model has"):
+        verify(model, [exported], images)
+
+
 def detections(boxes, classes, scores=None):
     scores = np.linspace(0.9, 0.5, len(boxes)) if scores is None else scores
     return Detections(np.array(boxes, np.float32).reshape(-1, 4), np.float32(scores), np.int32(classes), "ab")
@@ -87,7 +97,8 @@ def test_average_precision_is_compared_on_labelled_images(finished_run, shapes_d
     ]
     values = iter([0.8, 0.79, 0.78, 0.8, 0.8])
     monkeypatch.setattr(verification, "_average_precision", lambda *_: next(values))
-    monkeypatch.setattr(verification, "_saved_weights", lambda path: "bfloat16")
+    settings = {**read_settings(str(exported)), "weights": "bfloat16"}
+    monkeypatch.setattr(saved_model_runner, "read_settings", lambda path: settings)
     images = [np.zeros((64, 128, 3), np.uint8)]
     results = verify(tiny_model, [exported], images, examples)
     assert [result.ap_loss for result in results] == pytest.approx([0, 0.01, 0.02, 0, 0])

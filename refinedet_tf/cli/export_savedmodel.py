@@ -3,14 +3,9 @@
 refinedet export-savedmodel --model=work/best.keras --output_dir=saved_model/1
 """
 
-import os
-import shutil
-from pathlib import Path
-
 from absl import flags
 
 from refinedet_tf.cli.verify import check, define_data_flags, labeled_examples
-from refinedet_tf.errors import ExportError
 
 FLAGS = flags.FLAGS
 
@@ -31,23 +26,13 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Exports to a temporary folder first, so that the target never holds a half-written model."""
-    from refinedet_tf.serving import export_saved_model, write_warmup_requests
+    """Exports, and compares the result with the model."""
+    from refinedet_tf.export import export_saved_model
     from refinedet_tf.weights import load_model
 
-    output_dir = Path(FLAGS.output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise ExportError(f"{output_dir} exists and is not empty; choose another --output_dir.")
     model = load_model(FLAGS.model)
     examples = labeled_examples(model)
-    unfinished = output_dir.with_name(f"~{output_dir.name}")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    export_saved_model(model, str(unfinished), FLAGS.weights)
-    if FLAGS.warmup_batch_sizes:
-        write_warmup_requests(str(unfinished), model.config.input_size, FLAGS.warmup_batch_sizes)
-    if output_dir.exists():
-        output_dir.rmdir()
-    os.replace(unfinished, output_dir)
-    print(f"Exported {FLAGS.model} with {len(model.config.classes)} classes to {output_dir}")
+    export_saved_model(model, FLAGS.output_dir, weights=FLAGS.weights, warmup_batch_sizes=FLAGS.warmup_batch_sizes)
+    print(f"Exported {FLAGS.model} with {len(model.config.classes)} classes to {FLAGS.output_dir}")
     if FLAGS.verify:
-        check(model, [str(output_dir)], examples)
+        check(model, [FLAGS.output_dir], examples)

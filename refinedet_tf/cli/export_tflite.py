@@ -3,16 +3,11 @@
 refinedet export-tflite --model=work/best.keras --output=model.tflite --quantize=int8 --data_dir=photos
 """
 
-import shutil
-from pathlib import Path
-
 from absl import flags
 
 from refinedet_tf.cli.verify import check, define_data_flags, labeled_examples
-from refinedet_tf.errors import ExportError
 
 FLAGS = flags.FLAGS
-MEASURED_IMAGES = 8
 
 
 def define_flags() -> None:
@@ -32,38 +27,30 @@ def define_flags() -> None:
 
 
 def main() -> None:
-    """Converts, writes, and compares the file with the model."""
-    from refinedet_tf.data.pipeline import image_pipeline
+    """Exports, and compares the result with the model."""
     from refinedet_tf.data.readers import read_data
-    from refinedet_tf.inference import numpy_decoder
-    from refinedet_tf.inference.tflite_runner import TFLiteModel
-    from refinedet_tf.serving.tensor_ranges import measure_tensor_ranges, write_tensor_ranges
-    from refinedet_tf.serving.tflite import convert_tflite
+    from refinedet_tf.export import export_tflite
     from refinedet_tf.weights import load_model
 
-    output = Path(FLAGS.output)
-    if output.exists():
-        raise ExportError(f"{output} exists; choose another --output.")
     model = load_model(FLAGS.model)
     examples = labeled_examples(model)
-    photos = []
+    calibration = []
     if FLAGS.quantize == "int8" and FLAGS.data_dir:
         data = read_data(FLAGS.format, FLAGS.data_dir, FLAGS.calibration_splits, model.config.classes)
-        photos = [batch[0].numpy() for batch in image_pipeline(data.examples[: FLAGS.calibration_images])]
-    kind = (FLAGS.postprocess, FLAGS.input_type)
-    content = convert_tflite(model, FLAGS.quantize, *kind, photos, FLAGS.float_layers)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_bytes(content)
-    if FLAGS.postprocess == "none":
-        shutil.copy(numpy_decoder.__file__, output.with_name("decode_detections.py"))
-    print(f"Exported {FLAGS.model} with {len(model.config.classes)} classes to {output}")
-    if FLAGS.quantize == "int8" and FLAGS.ranges:
-        served = TFLiteModel(output)
-        images = [served.prepare(photo) for photo in photos[:MEASURED_IMAGES]]
-        layers = [layer.name for layer in model.layers]
-        ranges = measure_tensor_ranges(convert_tflite(model, "none", *kind), content, images, layers)
-        write_tensor_ranges(ranges, FLAGS.ranges)
-        worst = sorted(ranges, key=lambda entry: entry.precision)[:5]
+        calibration = data.examples[: FLAGS.calibration_images]
+    export = export_tflite(
+        model,
+        FLAGS.output,
+        quantize=FLAGS.quantize,
+        postprocess=FLAGS.postprocess,
+        input_type=FLAGS.input_type,
+        calibration=calibration,
+        float_layers=FLAGS.float_layers,
+        ranges=FLAGS.ranges,
+    )
+    print(f"Exported {FLAGS.model} with {len(model.config.classes)} classes to {FLAGS.output}")
+    if export.ranges:
+        worst = sorted(export.ranges, key=lambda entry: entry.precision)[:5]
         print("Least precise:", ", ".join(f"{entry.layer} {entry.precision:.0f} dB" for entry in worst))
     if FLAGS.verify:
-        check(model, [str(output)], examples)
+        check(model, [FLAGS.output], examples)

@@ -13,16 +13,12 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from refinedet_tf.config import DATA_FORMATS
-from refinedet_tf.errors import ExportError
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from refinedet_tf.data.examples import Example
     from refinedet_tf.model import RefineDet
 
 FLAGS = flags.FLAGS
-COMPARED_IMAGES = 8
 
 
 def define_flags() -> None:
@@ -54,14 +50,13 @@ def check(model: RefineDet, paths: Sequence[str], examples: Sequence[Example], j
     Raises:
         ExportError: something exceeds its tolerance.
     """
-    from refinedet_tf.verification import table, verify, write_json
+    from refinedet_tf.verification import require_passed, table, verify, write_json
 
-    results = verify(model, paths, compared_images(examples), examples)
+    results = verify(model, paths, examples=examples)
     print(table(results))
     if json_file:
         write_json(results, json_file)
-    if not all(result.passed for result in results):
-        raise ExportError(f"Not what the model detects: {', '.join(r.form for r in results if not r.passed)}.")
+    require_passed(results)
 
 
 def labeled_examples(model: RefineDet) -> list[Example]:
@@ -71,16 +66,3 @@ def labeled_examples(model: RefineDet) -> list[Example]:
     if not FLAGS.data_dir:
         return []
     return read_data(FLAGS.format, FLAGS.data_dir, FLAGS.splits, model.config.classes).examples
-
-
-def compared_images(examples: Sequence[Example]) -> list[np.ndarray]:
-    """Returns the first labeled images, or drawn ones of two sizes if there are none."""
-    import numpy as np
-
-    from refinedet_tf.data.pipeline import image_pipeline
-    from refinedet_tf.data.shapes import draw_image
-
-    if examples:
-        return [batch[0].numpy() for batch in image_pipeline(examples[:COMPARED_IMAGES])]
-    rng = np.random.default_rng(0)
-    return [draw_image(rng, size)[0] for size in [(240, 320), (320, 240)] * (COMPARED_IMAGES // 2)]

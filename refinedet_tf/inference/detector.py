@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import tensorflow as tf
 
-from refinedet_tf.errors import ConfigError, WeightFileError
+from refinedet_tf.errors import ConfigError
 from refinedet_tf.inference.images import ImageSource, read_image
+from refinedet_tf.inference.saved_model_runner import SavedModel
 from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.model import RefineDet
-from refinedet_tf.serving import read_labels
 from refinedet_tf.visualization.drawing import draw_detections
 from refinedet_tf.weights import load_model
 
@@ -102,18 +102,18 @@ class Detector:
             num_threads: threads that a .tflite file runs on; by default one for each processor, 8 at most.
 
         Raises:
-            WeightFileError: there is no such model, or it cannot be opened.
-            ExportError: the .tflite file was not exported by this project.
+            WeightFileError: there is no such .keras file, or it cannot be opened.
+            ExportError: the SavedModel or .tflite file is no export of this project, or damaged.
             ConfigError: `num_threads` is given for another kind of model.
         """
         path = os.fspath(path)
         if path.endswith(".tflite"):
-            return cls.from_tflite(TFLiteModel(path, num_threads=num_threads))
+            return cls.from_export(TFLiteModel(path, num_threads=num_threads))
         if num_threads is not None:
             raise ConfigError(f"num_threads applies to .tflite files only; {path} runs on TensorFlow's own threads.")
         if os.path.isdir(path):
             models = [model for name in MODELS_OF_A_RUN if os.path.isfile(model := os.path.join(path, name))]
-            return cls.from_model(load_model(models[0])) if models else cls._from_saved_model(path)
+            return cls.from_model(load_model(models[0])) if models else cls.from_export(SavedModel(path))
         return cls.from_model(load_model(path))
 
     @classmethod
@@ -137,35 +137,9 @@ class Detector:
         return cls(run, list(model.config.classes), mixed_sizes=True)
 
     @classmethod
-    def from_tflite(cls, model: TFLiteModel) -> "Detector":
-        """Wraps an open TFLite file, which takes one image at a time."""
-
-        def run(images: Iterable[np.ndarray]) -> dict[str, tf.Tensor]:
-            return pad_detections([model.detect(np.asarray(image)) for image in images], model.max_detections)
-
-        return cls(run, model.metadata.classes, mixed_sizes=True)
-
-    @classmethod
-    def _from_saved_model(cls, path: str) -> "Detector":
-        try:
-            loaded = tf.saved_model.load(path)
-            serve = loaded.signatures["serving_default"]
-            classes = read_labels(path)
-        except (OSError, KeyError, tf.errors.NotFoundError) as error:
-            raise WeightFileError(f"{path} is no SavedModel that this project exported: {error}") from error
-
-        def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
-            outputs = serve(images=images)
-            return {
-                "boxes": tf.gather(outputs["detection_boxes"], [1, 0, 3, 2], axis=-1),
-                "scores": outputs["detection_scores"],
-                "classes": outputs["detection_classes"],
-                "num_detections": outputs["num_detections"],
-            }
-
-        detector = cls(run, classes)
-        detector._loaded = loaded  # the signature alone does not keep the variables alive
-        return detector
+    def from_export(cls, opened: SavedModel | TFLiteModel) -> "Detector":
+        """Wraps an exported model that has been opened."""
+        return cls(opened.detect_batch, opened.classes, mixed_sizes=opened.mixed_sizes)
 
     def detect(
         self, images: ImageSource | Sequence[ImageSource], score_threshold: float = 0.0
@@ -240,21 +214,3 @@ def unpad_detections(
         keep &= (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
         found.append(Detections(boxes[keep], scores[keep], classes[keep], class_names))
     return found
-
-
-def pad_detections(images: list[dict[str, np.ndarray]], length: int) -> dict[str, tf.Tensor]:
-    """Stacks the detections of images into a batch in the form that `RefineDet.detect` returns.
-
-    Args:
-        images: `boxes` `[k, 4]`, `scores` `[k]` and `classes` `[k]` of each image; k may differ, up to `length`.
-        length: of the batch's tensors.
-    """
-    batch = {
-        name: tf.stack([
-            np.pad(image[name], [(0, length - len(image[name]))] + [(0, 0)] * (image[name].ndim - 1),
-                   constant_values=padding)
-            for image in images
-        ])
-        for name, padding in (("boxes", 0), ("scores", 0), ("classes", -1))
-    }  # fmt: skip
-    return {**batch, "num_detections": tf.constant([len(image["scores"]) for image in images])}

@@ -1,15 +1,15 @@
 """Running an exported TFLite file."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import tensorflow as tf
 
-from refinedet_tf.inference.numpy_decoder import decode_detections
-from refinedet_tf.ops.resizing import Resizing
-from refinedet_tf.serving.metadata import read_metadata
-from refinedet_tf.serving.tflite import MAX_THREADS, prepare_image
+from refinedet_tf.inference.decoding import decode_batch
+from refinedet_tf.serving.inputs import InputForm
+from refinedet_tf.serving.metadata import MAX_THREADS, read_metadata
+from refinedet_tf.serving.outputs import from_outputs
 
 
 class TFLiteModel:
@@ -17,12 +17,15 @@ class TFLiteModel:
 
     Attributes:
         metadata: what the file carries besides the network.
-        max_detections: the most detections of one image.
+        classes: the class names by index.
+        mixed_sizes: images of a batch may differ in size.
+        max_detections: the largest number of detections in one image.
     """
 
     def __init__(
         self,
         path: str | os.PathLike,
+        *,
         interpreter: Callable = tf.lite.Interpreter,
         num_threads: int | None = None,
     ):
@@ -30,45 +33,53 @@ class TFLiteModel:
 
         Args:
             path: the file.
-            interpreter: `tf.lite.Interpreter`, or `ai_edge_litert.interpreter.Interpreter`, which is like it.
-            num_threads: threads to run on, at most `MAX_THREADS`; by default as many as there are processors.
+            interpreter: `tf.lite.Interpreter`, or `ai_edge_litert.interpreter.Interpreter`, which has the same methods.
+            num_threads: threads to run on, at most `MAX_THREADS`; by default one for each processor.
 
         Raises:
             ExportError: the file carries no metadata of this project.
         """
         self.metadata = read_metadata(path)
+        self.classes = self.metadata.classes
+        self.mixed_sizes = True
         self.max_detections = self.metadata.settings["max_detections"]
-        form = self.metadata.settings["input"]
-        self._resizing = Resizing(form["height"], form["width"], form["resize"])
-        self._dtype = tf.as_dtype(form["type"])
+        self._form = InputForm.from_settings(self.metadata.settings["input"])
         num_threads = num_threads or min(os.cpu_count(), MAX_THREADS)
         self._interpreter = interpreter(model_path=os.fspath(path), num_threads=num_threads)
         self._run = self._interpreter.get_signature_runner("serving_default")
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """The outputs for one image that has the form of the input, `[1, h, w, 3]`."""
+        """Returns the outputs for one image in the form of the input, `[1, h, w, 3]`."""
         return self._run(images=images)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
-        """An image `[h, w, 3]` of any size, RGB, 0..255, as an input."""
-        return prepare_image(image, self._resizing, self._dtype)[np.newaxis]
+        """Converts an image `[h, w, 3]` of any size, RGB, 0..255, to the form of the input, `[1, h, w, 3]`."""
+        return self._form.prepare(image)
 
     def detect(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """Detections in one image `[h, w, 3]` of any size, in the form that `RefineDet.detect` gives, without padding.
+        """Detects in one image `[h, w, 3]` of any size.
 
         Returns:
-            `boxes` float32 `[k, 4]` (xmin, ymin, xmax, ymax), relative; `scores` `[k]`, descending; `classes` int32
-            `[k]`.
+            `boxes` float32 `[k, 4]`, (xmin, ymin, xmax, ymax), relative to the image; `scores` float32 `[k]`,
+            descending; `classes` int32 `[k]`.
         """
+        found = self._detect(image)
+        count = int(found.pop("num_detections")[0])
+        return {name: value[0, :count].numpy() for name, value in found.items()}
+
+    def detect_batch(self, images: Iterable[np.ndarray]) -> dict[str, tf.Tensor]:
+        """Detects in images `[h, w, 3]` of any sizes, one after the other.
+
+        Returns:
+            Detections `[b, k, ...]` as `RefineDet.detect` returns them, k being `max_detections`.
+        """
+        found = [self._detect(np.asarray(image)) for image in images]
+        return {name: tf.concat([image[name] for image in found], axis=0) for name in found[0]}
+
+    def _detect(self, image: np.ndarray) -> dict[str, tf.Tensor]:
         outputs = self.run(self.prepare(image))
         if self.metadata.anchors is not None:
-            found = decode_detections(outputs, self.metadata.anchors, self.metadata.settings)
+            found = decode_batch(outputs, [self.metadata.anchors], self.metadata.settings)
         else:
-            count = int(outputs["num_detections"][0])
-            found = {
-                "boxes": outputs["detection_boxes"][0, :count][:, [1, 0, 3, 2]],
-                "scores": outputs["detection_scores"][0, :count],
-                "classes": outputs["detection_classes"][0, :count].astype(np.int32),
-            }
-        boxes = self._resizing.boxes_to_image(found["boxes"], image.shape[:2])
-        return {**found, "boxes": np.asarray(boxes)}
+            found = from_outputs(outputs)
+        return {**found, "boxes": self._form.resizing.boxes_to_image(found["boxes"], image.shape[:2])}

@@ -16,17 +16,19 @@ from refinedet_tf.serving.labels import LABELS
 
 SETTINGS = "detector.json"
 ANCHORS = "anchors.npy"
+# Threads that `TFLite_Detection_PostProcess` can run on; see `serving.tflite`.
+MAX_THREADS = 16
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What a program needs to know that runs the file.
+    """What a program that runs the file needs to know.
 
     Attributes:
         classes: class names by index.
-        settings: `input` (name, type, height, width, how images get to that size and how pixels are normalised),
-            `quantize`, `postprocess`, and the thresholds that are, or for the raw predictions are to be, applied.
-        anchors: float32 `[n, 4]` where the outputs are raw predictions, else None.
+        settings: `input` (an `InputForm`), `quantize`, `postprocess`, and the detection settings, which the file has
+            applied with `postprocess: op` and the program is to apply to raw predictions.
+        anchors: float32 `[n, 4]` if the outputs are raw predictions, else None.
     """
 
     classes: list[str]

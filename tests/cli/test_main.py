@@ -16,7 +16,7 @@ from absl import flags
 from refinedet_tf import __version__
 from refinedet_tf.cli import main as dispatcher
 from refinedet_tf.errors import DataError
-from refinedet_tf.serving import signatures, tflite
+from refinedet_tf.serving import inputs, saved_model, tflite
 from tests.conftest import PROJECT
 
 
@@ -71,9 +71,9 @@ def test_choices_are_those_of_the_library():
         "export-tflite": {
             "quantize": tflite.QUANTIZATIONS,
             "postprocess": tflite.POSTPROCESSES,
-            "input_type": tflite.INPUT_TYPES,
+            "input_type": inputs.INPUT_TYPES,
         },
-        "export-savedmodel": {"weights": signatures.WEIGHTS},
+        "export-savedmodel": {"weights": saved_model.WEIGHTS},
     }
     for name, choices in expected.items():
         text = re.sub(r"\s+", " ", refinedet(name, "--help").stdout)

@@ -65,12 +65,16 @@ def test_the_example_for_devices_detects_without_tensorflow(exported_file, shape
     assert distances.min(axis=0).max() < 0.5 and distances.min(axis=1).max() < 0.5
 
 
-def test_verify_says_what_is_beyond_the_tolerance(finished_run, shapes_dir, exported, exported_file, tmp_path):
-    # A SavedModel of another model with the same classes' number would go unnoticed if only its form were looked at.
-    result = run("export/verify.py", f"--model={finished_run / 'model.keras'}", f"--artifact={exported}",
-                 f"--data_dir={shapes_dir}", "--splits=val", f"--json={tmp_path / 'verify.json'}")  # fmt: skip
+def test_verify_says_what_is_beyond_the_tolerance(tiny_model, exported, tmp_path):
+    bias = tiny_model.get_layer("odm3_classes_pointwise").weights[-1]
+    before = bias.numpy()
+    bias.assign(before + np.float32([0.01, -0.01] * 6))
+    tiny_model.save(tmp_path / "changed.keras")
+    bias.assign(before)
+    result = run("export/verify.py", f"--model={tmp_path / 'changed.keras'}", f"--artifact={exported}",
+                 f"--json={tmp_path / 'verify.json'}")  # fmt: skip
     assert result.returncode == 1
-    assert "Not what the model detects" in result.stderr and "beyond the tolerance" in result.stdout
+    assert "do not detect what the model detects" in result.stderr and "beyond the tolerance" in result.stdout
     rows = json.loads((tmp_path / "verify.json").read_text())
     assert rows[0]["form"] == "model" and rows[0]["passed"]
     assert {row["form"].split()[-1] for row in rows[1:]} == {

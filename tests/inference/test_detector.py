@@ -175,12 +175,12 @@ def test_arrays_that_are_no_images_are_refused(tiny_model, image):
 def test_what_is_no_model_or_image_is_named(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.jpg").write_text("no image")
-    for path in (tmp_path / "empty", tmp_path / "missing.keras"):
-        with pytest.raises(WeightFileError, match=path.name):
-            Detector.load(path)
+    with pytest.raises(WeightFileError, match=r"missing\.keras"):
+        Detector.load(tmp_path / "missing.keras")
     (tmp_path / "other.tflite").write_bytes(b"TFL3")
-    with pytest.raises(ExportError, match=r"other\.tflite"):
-        Detector.load(tmp_path / "other.tflite")
+    for name in ("empty", "other.tflite"):
+        with pytest.raises(ExportError, match=name):
+            Detector.load(tmp_path / name)
     with pytest.raises(DataError, match=r"text\.jpg cannot be read as an image: its format is unknown"):
         read_image(tmp_path / "text.jpg")
     with pytest.raises(DataError, match=r"gone\.jpg cannot be read as an image: No such file"):

@@ -13,7 +13,8 @@ from refinedet_tf.evaluation.evaluator import evaluate
 from refinedet_tf.inference.detector import Detector
 from refinedet_tf.model import RefineDet
 from refinedet_tf.ops.resizing import Resizing
-from refinedet_tf.serving.tflite import convert_tflite, prepare_image
+from refinedet_tf.serving.inputs import InputForm
+from refinedet_tf.serving.tflite import convert_tflite
 from refinedet_tf.verification import verify
 from tests.conftest import PROJECT
 
@@ -139,7 +140,7 @@ def test_evaluation_maps_boxes_back(model, photos, expected, tmp_path):
 
 
 def test_images_for_calibration_are_letterboxed(photos):
-    prepared = prepare_image(photos[1], Resizing(HEIGHT, WIDTH, "letterbox"), tf.uint8)
+    prepared = InputForm(Resizing(HEIGHT, WIDTH, "letterbox"), "uint8").prepare(photos[1])[0]
     assert prepared.dtype == np.uint8
     assert (prepared[:21] == MEAN_COLOUR).all() and (prepared[42:] == MEAN_COLOUR).all()
     np.testing.assert_array_equal(prepared[21:42], np.round(tf.image.resize(photos[1], (21, WIDTH))))

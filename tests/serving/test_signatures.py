@@ -9,10 +9,11 @@ import pytest
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
 
-from refinedet_tf import serving
 from refinedet_tf.ops.detections import decode_predictions, suppress
-from refinedet_tf.serving.labels import write_labels
-from refinedet_tf.serving.signatures import serving_outputs
+from refinedet_tf.serving.labels import read_labels, write_labels
+from refinedet_tf.serving.outputs import OUTPUT_NAMES, from_outputs, to_outputs
+from refinedet_tf.serving.saved_model import export_saved_model
+from refinedet_tf.serving.warmup import write_warmup_requests
 
 # Runs elsewhere: loads the SavedModel given first, feeds it the arrays of the .npz given second, in which
 # "signature/case/input" names an input, and writes outputs as "signature/case/output".
@@ -196,14 +197,14 @@ def test_every_weight_is_saved_once(tiny_model, exported):
 
 def test_labels_are_an_asset_of_the_exported_model(exported):
     assert (exported / "assets" / "labels.txt").read_text() == "circle\nsquare\nstar\n"
-    assert serving.read_labels(str(exported)) == ["circle", "square", "star"]
+    assert read_labels(str(exported)) == ["circle", "square", "star"]
 
 
 def test_labels_keep_spaces_and_other_alphabets(tmp_path):
     names = ["traffic light", "Bär", "猫"]
     (tmp_path / "assets").mkdir()
     write_labels(str(tmp_path / "assets" / "labels.txt"), names)
-    assert serving.read_labels(str(tmp_path)) == names
+    assert read_labels(str(tmp_path)) == names
 
 
 def test_served_boxes_are_clipped_and_have_the_vertical_axis_first():
@@ -213,19 +214,36 @@ def test_served_boxes_are_clipped_and_have_the_vertical_axis_first():
         "classes": tf.constant([[2, -1]]),
         "num_detections": tf.constant([1]),
     }
-    served = serving_outputs(detections)
-    assert tuple(served) == serving.OUTPUT_NAMES
+    served = to_outputs(detections)
+    assert tuple(served) == OUTPUT_NAMES
     np.testing.assert_array_equal(served["detection_boxes"], [[[0.25, 0, 1, 0.75], [0, 0, 0, 0]]])
     np.testing.assert_array_equal(served["detection_scores"], detections["scores"])
     np.testing.assert_array_equal(served["detection_classes"], detections["classes"])
     np.testing.assert_array_equal(served["num_detections"], detections["num_detections"])
+    read = from_outputs(served)
+    np.testing.assert_array_equal(read["boxes"], [[[0, 0.25, 0.75, 1], [0, 0, 0, 0]]])
+    for name in ("scores", "classes", "num_detections"):
+        np.testing.assert_array_equal(read[name], detections[name])
+
+
+def test_outputs_of_tflite_become_detections_with_integer_classes_and_marked_padding():
+    outputs = {
+        "detection_boxes": np.float32([[[0.1, 0.2, 0.3, 0.4], [0, 0, 0, 0]]]),
+        "detection_classes": np.float32([[1, 0]]),
+        "detection_scores": np.float32([[0.5, 0]]),
+        "num_detections": np.float32([1]),
+    }
+    read = from_outputs(outputs)
+    np.testing.assert_array_equal(read["boxes"], np.float32([[[0.2, 0.1, 0.4, 0.3], [0, 0, 0, 0]]]))
+    np.testing.assert_array_equal(read["classes"], [[1, -1]])
+    assert {read[name].dtype for name in ("classes", "num_detections")} == {tf.int32}
 
 
 @pytest.mark.parametrize("weights, tolerance", [("float32", 1e-5), ("bfloat16", 0.2)])
 def test_frozen_models_have_no_variables_and_keep_what_their_precision_can(
     tiny_model, exported, batches, tmp_path, weights, tolerance
 ):
-    serving.export_saved_model(tiny_model, str(tmp_path / "frozen"), weights)
+    export_saved_model(tiny_model, tmp_path / "frozen", weights=weights)
     loaded = tf.saved_model.load(str(tmp_path / "frozen"))
     live = tiny_model(tiny_model.resizing.resize(batches["small"]), training=False)
     served = loaded.signatures["serving_raw"](images=tf.constant(batches["small"]))
@@ -241,7 +259,7 @@ def test_frozen_models_have_no_variables_and_keep_what_their_precision_can(
 
 def test_warmup_requests_fit_the_signatures(exported, tmp_path):
     prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
-    serving.write_warmup_requests(str(tmp_path), (64, 128), [1, 3])
+    write_warmup_requests(str(tmp_path), (64, 128), [1, 3])
     file = str(tmp_path / "assets.extra" / "tf_serving_warmup_requests")
     signatures = tf.saved_model.load(str(exported)).signatures
     seen = []

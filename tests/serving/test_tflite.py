@@ -15,7 +15,7 @@ from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.ops.boxes import pairwise_iou
 from refinedet_tf.ops.detections import decode_predictions, suppress
 from refinedet_tf.serving.metadata import read_metadata
-from refinedet_tf.serving.tflite import convert_tflite, prepare_image
+from refinedet_tf.serving.tflite import convert_tflite
 from tests.conftest import coarse_noise
 
 SIZE = (64, 128)
@@ -55,9 +55,8 @@ def test_a_float_file_detects_what_the_model_detects(cut_model, tflite_files, ph
     # On two threads TFLite's operation loses a class, were it not for the unused ones.
     served = TFLiteModel(tflite_files(*FLOAT), num_threads=num_threads)
     for photo in photos:
-        assert_same(
-            served.detect(photo), live_detections(cut_model, prepare_image(photo, cut_model.resizing, tf.float32))
-        )
+        resized = cut_model.resizing.resize(photo).numpy()
+        assert_same(served.detect(photo), live_detections(cut_model, resized))
     assert served.metadata.classes == ["circle", "square", "star"]
 
 
@@ -70,7 +69,7 @@ def test_more_than_a_hundred_detections_of_a_class_are_found(tflite_files, photo
 def test_both_runtimes_give_the_same(tflite_files, photos, kind):
     litert = pytest.importorskip("ai_edge_litert.interpreter")
     runtimes = (tf.lite.Interpreter, litert.Interpreter)
-    here, there = (TFLiteModel(tflite_files(*kind), runtime).detect(photos[0]) for runtime in runtimes)
+    here, there = (TFLiteModel(tflite_files(*kind), interpreter=runtime).detect(photos[0]) for runtime in runtimes)
     assert_same(here, there)
 
 
@@ -150,13 +149,13 @@ def test_the_signature_names_inputs_and_outputs(tflite_files):
 
 def test_int8_asks_for_images(tiny_model):
     with pytest.raises(ExportError, match="calibrate"):
-        convert_tflite(tiny_model, "int8")
+        convert_tflite(tiny_model, quantize="int8")
 
 
 def test_layers_that_shall_stay_in_float_are_named_if_there_are_none(tiny_model):
     with pytest.raises(ExportError, match="no layer conv99;"):
         images = [np.zeros((64, 128, 3), np.uint8)]
-        convert_tflite(tiny_model, "int8", calibration_images=images, float_layers=["conv1", "conv99"])
+        convert_tflite(tiny_model, quantize="int8", calibration_images=images, float_layers=["conv1", "conv99"])
 
 
 def test_files_without_metadata_are_named(tmp_path):

@@ -1,0 +1,70 @@
+"""Running an exported SavedModel."""
+
+import json
+import os
+
+import tensorflow as tf
+
+from refinedet_tf.errors import ExportError
+from refinedet_tf.inference.decoding import decode_batch
+from refinedet_tf.serving.labels import read_labels
+from refinedet_tf.serving.metadata import SETTINGS
+from refinedet_tf.serving.outputs import from_outputs
+
+SIGNATURES = ("serving_default", "serving_bytes", "serving_raw", "serving_tunable")
+TUNABLE = ("score_threshold", "iou_threshold", "max_detections")
+
+
+class SavedModel:
+    """A SavedModel that this project exported, ready to run one of its signatures.
+
+    Attributes:
+        classes: the class names by index.
+        mixed_sizes: images of a batch must have one size.
+        settings: how the weights are kept (`weights`), and the detection settings.
+    """
+
+    def __init__(self, path: str | os.PathLike, signature: str = "serving_default"):
+        """Opens a folder.
+
+        Args:
+            path: the folder.
+            signature: one of `SIGNATURES`; all give the same detections.
+
+        Raises:
+            ExportError: the folder is no SavedModel of this project.
+        """
+        path = os.fspath(path)
+        try:
+            self.classes = read_labels(path)
+            self.settings = read_settings(path)
+            self._loaded = tf.saved_model.load(path)  # kept, because a signature alone does not keep its variables
+            self._serve = self._loaded.signatures[signature]
+        except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+            raise ExportError(f"{path} is not a SavedModel that this project exported: {error}") from error
+        self.mixed_sizes = False
+        self._signature = signature
+
+    def detect_batch(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Detects in images, uint8 RGB `[b, h, w, 3]` of any size.
+
+        Returns:
+            Detections `[b, k, ...]` as `RefineDet.detect` returns them.
+        """
+        if self._signature == "serving_raw":
+            outputs = self._serve(images=images)
+            return decode_batch(outputs, outputs["anchors"].numpy(), self.settings)
+        if self._signature == "serving_bytes":
+            # Lossless, and without compression, which would take longer than detection.
+            files = tf.stack([tf.io.encode_png(image, compression=0) for image in images])
+            return from_outputs(self._serve(image_bytes=files))
+        if self._signature == "serving_tunable":
+            settings = {name: tf.constant(self.settings[name]) for name in TUNABLE}
+            return from_outputs(self._serve(images=images, **settings))
+        return from_outputs(self._serve(images=images))
+
+
+def read_settings(path: str) -> dict:
+    """Reads the settings that were exported with a SavedModel."""
+    with tf.io.gfile.GFile(tf.io.gfile.join(path, "assets.extra", SETTINGS)) as file:
+        return json.loads(file.read())

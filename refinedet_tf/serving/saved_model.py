@@ -1,0 +1,100 @@
+"""Writing a SavedModel that detects on its own."""
+
+import contextlib
+import functools
+import io
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+
+import tensorflow as tf
+from tensorflow import keras
+
+from refinedet_tf.config import as_dict
+from refinedet_tf.errors import ExportError
+from refinedet_tf.serving.frozen import frozen_network
+from refinedet_tf.serving.labels import LABELS, label_table, write_labels
+from refinedet_tf.serving.metadata import SETTINGS
+from refinedet_tf.serving.signatures import signatures
+from refinedet_tf.serving.warmup import write_warmup_requests
+
+WEIGHTS = ("variables", "float32", "float16", "bfloat16")
+
+
+def export_saved_model(
+    model: keras.Model,
+    path: str | os.PathLike,
+    *,
+    weights: str = "variables",
+    warmup_batch_sizes: Sequence[int] = (),
+) -> None:
+    """Writes a SavedModel with four signatures, which need TensorFlow only.
+
+    Each takes any number of images. Detections are `detection_boxes` float32 `[b, k, 4]` (ymin, xmin, ymax, xmax
+    relative to the image as it was sent, clipped to it), `detection_scores` float32 `[b, k]`, `detection_classes` int32
+    `[b, k]` (from 0, -1 in padding) and `num_detections` int32 `[b]`.
+
+    - `serving_default`: `images`, uint8 RGB `[b, h, w, 3]` of any size; returns detections.
+    - `serving_bytes`: `image_bytes`, string `[b]`, JPEG or PNG files of any sizes; returns detections,
+      `detection_class_names` string `[b, k]` (empty in padding) and `image_is_valid` bool `[b]`. A file that cannot be
+      decoded has no detections and the flag false; it does not affect the others.
+    - `serving_raw`: `images`; returns the model's four raw predictions and the `anchors`, `[b, n, 4]`, relative to the
+      image as it was sent, so that boxes decoded from them are, too.
+    - `serving_tunable`: `images` and the scalars `score_threshold`, `iou_threshold` and `max_detections` (which then is
+      `k`); returns detections.
+
+    Args:
+        model: a `RefineDet`.
+        path: the folder to write; it must not exist or be empty. Everything is first written beside it, so that no
+            half-written model is ever found there.
+        weights: one of `WEIGHTS`. `variables` keeps them as the model has them. The others freeze the network into
+            constants of that type; half-precision ones are cast to float32 before use: half the size, the same speed.
+        warmup_batch_sizes: batch sizes for which to write TensorFlow Serving's warm-up requests.
+
+    Raises:
+        ExportError: the folder exists and is not empty, or warm-up requests need a package that is not installed.
+    """
+    path = os.fspath(path)
+    if weights not in WEIGHTS:
+        raise ExportError(f"weights={weights!r} is not one of {', '.join(WEIGHTS)}.")
+    if tf.io.gfile.exists(path) and (not tf.io.gfile.isdir(path) or tf.io.gfile.listdir(path)):
+        raise ExportError(f"{path} exists and is not empty; choose another folder.")
+    parent, name = os.path.split(os.path.abspath(path) if "://" not in path else path.rstrip("/"))
+    unfinished = tf.io.gfile.join(parent, f"~{name}")
+    if tf.io.gfile.exists(unfinished):
+        tf.io.gfile.rmtree(unfinished)
+    _write_graph(model, unfinished, weights)
+    config = model.config
+    thresholds = {"objectness_threshold": config.objectness_threshold, **as_dict(config.detection)}
+    _write_settings(unfinished, {"weights": weights, **thresholds})
+    if warmup_batch_sizes:
+        write_warmup_requests(unfinished, config.input_size, warmup_batch_sizes)
+    if tf.io.gfile.exists(path):
+        tf.io.gfile.rmtree(path)  # an empty folder
+    tf.io.gfile.rename(unfinished, path)
+
+
+def _write_graph(model: keras.Model, path: str, weights: str) -> None:
+    is_frozen = weights != "variables"
+    input_shape = (*model.config.input_size, 3)
+    network = frozen_network(model, input_shape, weights) if is_frozen else functools.partial(model, training=False)
+    archive = keras.export.ExportArchive()
+    with tempfile.TemporaryDirectory() as folder:
+        labels = os.path.join(folder, LABELS)
+        write_labels(labels, model.config.classes)
+        table = label_table(labels)
+        archive.track(table)
+        archive.label_table = table  # Keras 2 saves attributes; `track` saves layers only there
+        for name, (serve, inputs) in signatures(network, model, table.lookup).items():
+            archive.add_endpoint(name, serve, input_signature=inputs)
+        with contextlib.redirect_stdout(io.StringIO()):  # Keras prints every captured variable
+            archive.write_out(path)
+
+
+def _write_settings(path: str, settings: dict) -> None:
+    """Writes how the model was exported, and its detection settings, to `assets.extra/detector.json`."""
+    folder = tf.io.gfile.join(path, "assets.extra")
+    tf.io.gfile.makedirs(folder)
+    with tf.io.gfile.GFile(tf.io.gfile.join(folder, SETTINGS), "w") as file:
+        file.write(json.dumps(settings, indent=1))
