@@ -70,7 +70,7 @@ def test_a_changed_model_does_not_pass(tiny_model, exported, images):
 
 def test_an_export_with_other_classes_is_refused(tiny_config, exported, images):
     model = RefineDet(dataclasses.replace(tiny_config, classes=["circle", "star", "square"]))
-    with pytest.raises(ExportError, match="has the classes .*'circle', 'square', 'star'.*, the model has"):
+    with pytest.raises(ExportError, match=r"has the classes .*'circle', 'square', 'star'.*, the model has"):
         verify(model, [exported], images)
 
 
