@@ -299,11 +299,6 @@ def _difference(expected: Sequence[Detections], found: Sequence[Detections]) -> 
     )
 
 
-def _above(detections: Detections) -> Detections:
-    keep = detections.scores > SCORE_THRESHOLD - SCORE_TOLERANCE
-    return Detections(detections.boxes[keep], detections.scores[keep], detections.classes[keep])
-
-
 def _average_precision(detector: Detector, examples: Sequence[Example]) -> float | None:
     """Mean AP (area) at IoU 0.5."""
     if not examples:

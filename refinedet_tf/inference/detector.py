@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from refinedet_tf.errors import ConfigError
 from refinedet_tf.inference.images import ImageSource, read_image
+from refinedet_tf.inference.onnx_runner import OnnxModel
 from refinedet_tf.inference.saved_model_runner import SavedModel
 from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.model import RefineDet
@@ -66,7 +67,7 @@ class Detections:
 
 
 class Detector:
-    """Detects objects with a Keras model, a SavedModel or a TFLite file; `Detector.load` opens any of them.
+    """Detects objects with a Keras model or an exported one; `Detector.load` opens any of them.
 
     Attributes:
         classes: the class names by index.
@@ -97,20 +98,22 @@ class Detector:
         """Opens a model that this project trained or exported.
 
         Args:
-            path: a .keras file, a SavedModel folder, a .tflite file, or the work folder of a training run, of which
-                `best.keras` is loaded, or `model.keras` if the run never evaluated.
-            num_threads: threads that a .tflite file runs on; by default one for each processor, 8 at most.
+            path: a .keras file, a SavedModel folder, a .tflite or .onnx file, or the work folder of a training run, of
+                which `best.keras` is loaded, or `model.keras` if the run never evaluated.
+            num_threads: threads that a .tflite or .onnx file runs on; by default one for each processor.
 
         Raises:
             WeightFileError: there is no such .keras file, or it cannot be opened.
-            ExportError: the SavedModel or .tflite file is no export of this project, or damaged.
+            ExportError: the SavedModel, .tflite or .onnx file is no export of this project, or damaged.
             ConfigError: `num_threads` is given for another kind of model.
         """
         path = os.fspath(path)
         if path.endswith(".tflite"):
             return cls.from_export(TFLiteModel(path, num_threads=num_threads))
+        if path.endswith(".onnx"):
+            return cls.from_export(OnnxModel(path, num_threads=num_threads))
         if num_threads is not None:
-            raise ConfigError(f"num_threads applies to .tflite files only; {path} runs on TensorFlow's own threads.")
+            raise ConfigError(f"num_threads applies to .tflite and .onnx files; {path} runs on TensorFlow's threads.")
         if os.path.isdir(path):
             models = [model for name in MODELS_OF_A_RUN if os.path.isfile(model := os.path.join(path, name))]
             return cls.from_model(load_model(models[0])) if models else cls.from_export(SavedModel(path))
@@ -137,7 +140,7 @@ class Detector:
         return cls(run, list(model.config.classes), mixed_sizes=True)
 
     @classmethod
-    def from_export(cls, opened: SavedModel | TFLiteModel) -> "Detector":
+    def from_export(cls, opened: SavedModel | TFLiteModel | OnnxModel) -> "Detector":
         """Wraps an exported model that has been opened."""
         return cls(opened.detect_batch, opened.classes, mixed_sizes=opened.mixed_sizes)
 

@@ -108,7 +108,7 @@ class Resizing:
         shown = self.shown_size(image_size)
         corner = (self.size - shown) // 2
         relative = [tf.cast(pixels, tf.float32) / tf.constant(self.size, tf.float32) for pixels in (corner, shown)]
-        return tuple(tf.gather(part, [1, 0, 1, 0], axis=-1)[..., tf.newaxis, :] for part in relative)
+        return tuple(tf.expand_dims(tf.gather(part, [1, 0, 1, 0], axis=-1), -2) for part in relative)
 
 
 def resize_bilinear(images: tf.Tensor, size: Sequence[int]) -> tf.Tensor:

@@ -32,7 +32,8 @@ def signatures(
         model: the `RefineDet` whose anchors, input size and detection settings apply.
         class_names: from int64 indices of any shape to names, empty for the padding's -1.
     """
-    anchors, resizing, config = model.anchors, model.resizing, model.config
+    resizing, config = model.resizing, model.config
+    anchors = model.anchors.numpy()  # a constant of each graph, where a tensor would be one more input of it
     settings = as_dict(config.detection)
 
     def predict(images: tf.Tensor) -> dict[str, tf.Tensor]:

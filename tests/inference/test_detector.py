@@ -8,6 +8,7 @@ from PIL import Image
 from refinedet_tf.errors import ConfigError, DataError, ExportError, WeightFileError
 from refinedet_tf.inference.detector import BATCH_SIZE, Detections, Detector
 from refinedet_tf.inference.images import MAX_PIXELS, read_image
+from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.visualization import draw_detections
 
 
@@ -127,7 +128,7 @@ def test_threads_are_those_of_a_tflite_file(tflite_files, monkeypatch, tmp_path)
         threads.append(num_threads)
         return interpreter(*args, num_threads=num_threads, **kwargs)
 
-    monkeypatch.setattr("refinedet_tf.inference.tflite_runner.TFLiteModel.__init__.__defaults__", (remember, None))
+    monkeypatch.setitem(TFLiteModel.__init__.__kwdefaults__, "interpreter", remember)
     Detector.load(tflite_files("none", "op", "float32"), num_threads=1)
     assert threads == [1]
     with pytest.raises(ConfigError, match="num_threads applies to"):

@@ -1,0 +1,61 @@
+"""Running an exported ONNX file."""
+
+import json
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from refinedet_tf.errors import ExportError
+from refinedet_tf.serving.outputs import OUTPUT_NAMES, from_outputs
+
+CLASSES, SETTINGS = "classes", "detector.json"
+
+
+class OnnxModel:
+    """An ONNX file that this project exported, ready to run with ONNX Runtime.
+
+    Attributes:
+        classes: the class names by index.
+        mixed_sizes: images of a batch must have one size.
+        settings: the detection settings that the file applies.
+    """
+
+    def __init__(self, path: str | os.PathLike, *, num_threads: int | None = None):
+        """Opens a file.
+
+        Args:
+            path: the file.
+            num_threads: threads to run on; by default one for each processor.
+
+        Raises:
+            ExportError: onnxruntime is not installed, or the file is no export of this project or damaged.
+        """
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ExportError("ONNX files need onnxruntime: pip install refinedet-tf[onnx].") from error
+
+        self.mixed_sizes = False
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors only
+        options.intra_op_num_threads = num_threads or 0
+        try:
+            self._session = onnxruntime.InferenceSession(
+                os.fspath(path), options, providers=onnxruntime.get_available_providers()
+            )
+            metadata = self._session.get_modelmeta().custom_metadata_map
+            self.classes = json.loads(metadata[CLASSES])
+            self.settings = json.loads(metadata[SETTINGS])
+        # ONNX Runtime raises classes of its own, which have no common base.
+        except Exception as error:
+            raise ExportError(f"{os.fspath(path)} is not an ONNX file that this project exported: {error}") from error
+
+    def detect_batch(self, images: np.ndarray) -> dict[str, tf.Tensor]:
+        """Detects in images, uint8 RGB `[b, h, w, 3]` of any size.
+
+        Returns:
+            Detections `[b, k, ...]` as `RefineDet.detect` returns them.
+        """
+        values = self._session.run(list(OUTPUT_NAMES), {"images": np.asarray(images)})
+        return from_outputs(dict(zip(OUTPUT_NAMES, values, strict=True)))
