@@ -34,6 +34,7 @@ from .evaluation.result_files import write_coco_results as write_coco_results
 from .evaluation.result_files import write_voc_results as write_voc_results
 from .evaluation.robustness import evaluate_robustness as evaluate_robustness
 from .export import TFLiteExport as TFLiteExport
+from .export import export_onnx as export_onnx
 from .export import export_saved_model as export_saved_model
 from .export import export_tflite as export_tflite
 from .inference.detector import Detections as Detections

@@ -1,4 +1,4 @@
-"""Exports of a trained model, one call each: a SavedModel for servers, a TFLite file for devices."""
+"""Exports of a trained model, one call each: a SavedModel for servers, TFLite and ONNX files for devices."""
 
 import os
 import shutil
@@ -14,11 +14,12 @@ from refinedet_tf.errors import ExportError
 from refinedet_tf.inference import numpy_decoder
 from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.model import RefineDet
+from refinedet_tf.serving.onnx import convert_onnx
 from refinedet_tf.serving.saved_model import export_saved_model
 from refinedet_tf.serving.tensor_ranges import TensorRange, measure_tensor_ranges, write_tensor_ranges
 from refinedet_tf.serving.tflite import convert_tflite
 
-__all__ = ["TFLiteExport", "export_saved_model", "export_tflite"]
+__all__ = ["TFLiteExport", "export_onnx", "export_saved_model", "export_tflite"]
 
 DECODER = "decode_detections.py"
 MEASURED_IMAGES = 8
@@ -84,6 +85,27 @@ def export_tflite(
         measured = measure_tensor_ranges(convert_tflite(model, **form), content, inputs, layers)
         write_tensor_ranges(measured, ranges)
     return TFLiteExport(path, decoder, measured)
+
+
+def export_onnx(model: RefineDet, path: str | os.PathLike) -> None:
+    """Writes an ONNX file for ONNX Runtime or OpenVINO, with decoding and suppression inside.
+
+    The input is `images`, uint8 RGB `[b, h, w, 3]` of any size; the outputs are those of a SavedModel's
+    `serving_default`.
+
+    Args:
+        model: a trained model.
+        path: the file to write; it must not exist.
+
+    Raises:
+        ExportError: the file exists, or tf2onnx is not installed.
+    """
+    path = Path(path)
+    if path.exists():
+        raise ExportError(f"{path} exists; choose another file.")
+    content = convert_onnx(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
 
 
 def _pixels(images: Iterable[np.ndarray | Example]) -> list[np.ndarray]:

@@ -125,7 +125,7 @@ def verify(
 
     Args:
         model: the model that was exported.
-        paths: SavedModel folders and .tflite files.
+        paths: SavedModel folders, .tflite and .onnx files.
         images: uint8 RGB `[h, w, 3]` of any sizes; by default the first labeled images, or without any drawn ones.
         examples: labeled images for the average precision.
 
@@ -219,6 +219,8 @@ def _forms(path: Path) -> Iterator[_Form]:
                 return Detector.from_export(SavedModel(path, signature))
 
             yield _Form(f"{path.name} {signature}", is_exact, rounds=False, load=load)
+    elif path.suffix == ".onnx":
+        yield _Form(path.name, exact=True, rounds=False, load=lambda: Detector.load(path))
     else:
         settings = TFLiteModel(path).metadata.settings
         is_exact, rounds = settings["quantize"] == "none", settings["input"]["type"] == "uint8"

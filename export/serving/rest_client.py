@@ -6,12 +6,14 @@ python rest_client.py --server=http://localhost:8501 --model=refinedet photo1.jp
 import argparse
 import base64
 import json
+import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 
 def make_request(files: list[bytes]) -> dict:
-    """The body of a request to `serving_bytes`: one instance for each image file."""
+    """Returns the body of a request to `serving_bytes`: one instance for each image file."""
     return {
         "signature_name": "serving_bytes",
         "instances": [{"image_bytes": {"b64": base64.b64encode(content).decode()}} for content in files],
@@ -19,7 +21,7 @@ def make_request(files: list[bytes]) -> dict:
 
 
 def read_response(response: dict, score_threshold: float) -> list[list[dict] | None]:
-    """The detections of each image, best first; None for a file that the server could not decode.
+    """Returns the detections of each image, best first; None for a file that the server did not decode.
 
     Boxes are (ymin, xmin, ymax, xmax), relative to the image.
     """
@@ -38,7 +40,7 @@ def read_response(response: dict, score_threshold: float) -> list[list[dict] | N
 
 
 def detect(server: str, model: str, files: list[bytes], score_threshold: float) -> list[list[dict] | None]:
-    """Sends image files to a server."""
+    """Sends image files to a server and returns what `read_response` returns."""
     url = f"{server}/v1/models/{model}:predict"
     body = json.dumps(make_request(files)).encode()
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
@@ -46,19 +48,31 @@ def detect(server: str, model: str, files: list[bytes], score_threshold: float) 
         return read_response(json.load(response), score_threshold)
 
 
-def main() -> None:
-    """Prints one line of JSON for each file."""
+def main() -> int:
+    """Prints one line of JSON for each file; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+")
     parser.add_argument("--server", default="http://localhost:8501")
     parser.add_argument("--model", default="refinedet")
     parser.add_argument("--score_threshold", type=float, default=0.5)
     arguments = parser.parse_args()
-    contents = [Path(name).read_bytes() for name in arguments.files]
-    found = detect(arguments.server, arguments.model, contents, arguments.score_threshold)
+    try:
+        contents = [Path(name).read_bytes() for name in arguments.files]
+        found = detect(arguments.server, arguments.model, contents, arguments.score_threshold)
+    except urllib.error.HTTPError as error:
+        message = " ".join(error.read(1000).decode(errors="replace").split())
+        print(f"error: {arguments.server} answers {error.code}: {message}", file=sys.stderr)
+        return 1
+    except urllib.error.URLError as error:
+        print(f"error: {arguments.server} does not answer: {error.reason}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     for name, detections in zip(arguments.files, found, strict=True):
         print(json.dumps({"file": name, "detections": detections}))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

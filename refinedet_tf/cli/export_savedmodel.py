@@ -21,6 +21,7 @@ def define_flags() -> None:
         "Variables, or constants of a type: float16 halves the size, not the time.",
     )
     flags.DEFINE_multi_integer("warmup_batch_sizes", [], "Adds warm-up requests for TensorFlow Serving. Repeatable.")
+    flags.DEFINE_integer("max_pixels", 36_000_000, "Larger image files are flagged, not decoded.", lower_bound=1)
     flags.DEFINE_bool("verify", True, "Compare it with the model, on labeled images or, without any, on drawn ones.")
     define_data_flags()
 
@@ -32,7 +33,13 @@ def main() -> None:
 
     model = load_model(FLAGS.model)
     examples = labeled_examples(model)
-    export_saved_model(model, FLAGS.output_dir, weights=FLAGS.weights, warmup_batch_sizes=FLAGS.warmup_batch_sizes)
+    export_saved_model(
+        model,
+        FLAGS.output_dir,
+        weights=FLAGS.weights,
+        warmup_batch_sizes=FLAGS.warmup_batch_sizes,
+        max_pixels=FLAGS.max_pixels,
+    )
     print(f"Exported {FLAGS.model} with {len(model.config.classes)} classes to {FLAGS.output_dir}")
     if FLAGS.verify:
         check(model, [FLAGS.output_dir], examples)

@@ -22,6 +22,7 @@ COMMANDS = (
     "detect",
     "export-savedmodel",
     "export-tflite",
+    "export-onnx",
     "verify",
     "inspect-data",
     "make-tfrecords",

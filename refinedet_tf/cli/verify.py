@@ -24,7 +24,9 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """Defines the flags of this command."""
     flags.DEFINE_string("model", None, "The .keras file of a trained model.", required=True)
-    flags.DEFINE_multi_string("artifact", None, "A SavedModel folder or a .tflite file. Repeatable.", required=True)
+    flags.DEFINE_multi_string(
+        "artifact", None, "A SavedModel folder, .tflite or .onnx file. Repeatable.", required=True
+    )
     flags.DEFINE_string("json", None, "A file for the figures.")
     define_data_flags()
 

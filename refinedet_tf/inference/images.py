@@ -9,14 +9,11 @@ import numpy as np
 from PIL import Image
 
 from refinedet_tf.errors import DataError
-from refinedet_tf.ops.images import exif_orientation, from_pillow, swaps_sides
+from refinedet_tf.ops.images import MAX_PIXELS, exif_orientation, from_pillow, swaps_sides
 
 ImageSource: TypeAlias = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 Result = TypeVar("Result")
-
-# Larger images are refused before they are decoded: a file of a few kilobytes can claim gigabytes of pixels.
-MAX_PIXELS = 36_000_000
 
 
 def read_image(source: ImageSource, name: str | None = None) -> np.ndarray:

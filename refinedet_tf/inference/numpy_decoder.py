@@ -1,6 +1,6 @@
-"""From the raw predictions of one image to detections, with nothing but NumPy.
+"""From the raw predictions of one image to detections, with NumPy only.
 
-An exported TFLite file without suppression has this file beside it: it runs on devices without TensorFlow.
+An exported TFLite file that returns raw predictions has this file beside it: it runs on devices without TensorFlow.
 """
 
 import numpy as np
@@ -10,14 +10,14 @@ SIZE_VARIANCE = 0.2
 
 
 def decode_detections(predictions: dict[str, np.ndarray], anchors: np.ndarray, settings: dict) -> dict[str, np.ndarray]:
-    """Filters by objectness, decodes in two steps and suppresses per class.
+    """Filters by objectness, decodes in two steps and suppresses.
 
     Args:
         predictions: `arm_objectness` `[n, 2]`, `arm_offsets` `[n, 4]`, `odm_classes` `[n, 1 + c]`, `odm_offsets`
-            `[n, 4]`; a leading dimension of 1 may be there.
+            `[n, 4]`, with or without a leading dimension of 1.
         anchors: `[n, 4]`, relative corners.
         settings: `objectness_threshold`, `score_threshold`, `iou_threshold`, `pre_suppression_top_k`,
-            `max_detections`, as the file carries them in its `detector.json`.
+            `max_detections` and `suppression`, as the file carries them in its `detector.json`.
 
     Returns:
         The detections, best first: `boxes` float32 `[k, 4]`, (xmin, ymin, xmax, ymax), relative, unclipped; `scores`
@@ -27,15 +27,21 @@ def decode_detections(predictions: dict[str, np.ndarray], anchors: np.ndarray, s
     is_candidate = softmax(values["arm_objectness"])[:, 1] >= settings["objectness_threshold"]
     scores = softmax(values["odm_classes"])[:, 1:] * is_candidate[:, np.newaxis]
     boxes = decode(values["odm_offsets"], decode(values["arm_offsets"], anchors))
+    if 0 < settings["pre_suppression_top_k"] < len(scores):
+        kth_best = -np.sort(-scores, axis=0)[settings["pre_suppression_top_k"] - 1]
+        scores = np.where(scores >= kth_best, scores, 0)
+    if settings["suppression"] == "across_classes":  # each anchor has its best class only
+        scores = np.where(np.arange(scores.shape[1]) == scores.argmax(axis=1)[:, np.newaxis], scores, 0)
+        groups = [range(scores.shape[1])]
+    else:
+        groups = [[label] for label in range(scores.shape[1])]
 
     found = []
-    for label in range(scores.shape[1]):
-        of_class = np.flatnonzero(scores[:, label] > settings["score_threshold"])
-        best_first = of_class[np.argsort(-scores[of_class, label], kind="stable")]
-        if settings["pre_suppression_top_k"]:
-            best_first = best_first[: settings["pre_suppression_top_k"]]
-        kept = suppress(boxes[best_first], settings["iou_threshold"], settings["max_detections"])
-        found += [(index, label) for index in best_first[kept]]
+    for labels in groups:
+        indices, columns = np.nonzero(scores[:, labels] > settings["score_threshold"])
+        best_first = np.argsort(-scores[:, labels][indices, columns], kind="stable")
+        kept = best_first[suppress(boxes[indices[best_first]], settings["iou_threshold"], settings["max_detections"])]
+        found += [(indices[row], labels[columns[row]]) for row in kept]
     indices, classes = np.array(found, np.int32).reshape(-1, 2).T
     found_scores = scores[indices, classes]
     order = np.argsort(-found_scores, kind="stable")[: settings["max_detections"]]
@@ -43,7 +49,7 @@ def decode_detections(predictions: dict[str, np.ndarray], anchors: np.ndarray, s
 
 
 def decode(offsets: np.ndarray, references: np.ndarray) -> np.ndarray:
-    """Boxes `[n, 4]` to which offsets (dx, dy, dw, dh) lead from reference boxes `[n, 4]`."""
+    """Returns the boxes `[n, 4]` at offsets (dx, dy, dw, dh) from reference boxes `[n, 4]`."""
     size = references[:, 2:] - references[:, :2]
     center = (references[:, :2] + references[:, 2:]) / 2 + CENTER_VARIANCE * offsets[:, :2] * size
     half_size = size * np.exp(SIZE_VARIANCE * offsets[:, 2:]) / 2
@@ -51,7 +57,7 @@ def decode(offsets: np.ndarray, references: np.ndarray) -> np.ndarray:
 
 
 def suppress(boxes: np.ndarray, iou_threshold: float, max_detections: int) -> list[int]:
-    """Rows of boxes `[m, 4]`, best first, that no better kept box overlaps by more than the threshold."""
+    """Returns the rows of boxes `[m, 4]`, best first, that no better kept box overlaps by more than the threshold."""
     area = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     kept = []
     remaining = np.arange(len(boxes))
@@ -67,6 +73,6 @@ def suppress(boxes: np.ndarray, iou_threshold: float, max_detections: int) -> li
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities along the last axis."""
+    """Returns probabilities along the last axis."""
     exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return exponentials / exponentials.sum(axis=-1, keepdims=True)

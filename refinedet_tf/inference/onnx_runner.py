@@ -2,11 +2,13 @@
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from refinedet_tf.errors import ExportError
+from refinedet_tf.serving.checksums import check_onnx
 from refinedet_tf.serving.outputs import OUTPUT_NAMES, from_outputs
 
 CLASSES, SETTINGS = "classes", "detector.json"
@@ -29,6 +31,7 @@ class OnnxModel:
             num_threads: threads to run on; by default one for each processor.
 
         Raises:
+            OSError: the file cannot be read.
             ExportError: onnxruntime is not installed, or the file is no export of this project or damaged.
         """
         try:
@@ -37,17 +40,19 @@ class OnnxModel:
             raise ExportError("ONNX files need onnxruntime: pip install refinedet-tf[onnx].") from error
 
         self.mixed_sizes = False
+        content = Path(path).read_bytes()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors only
         options.intra_op_num_threads = num_threads or 0
         try:
+            check_onnx(content)
             self._session = onnxruntime.InferenceSession(
-                os.fspath(path), options, providers=onnxruntime.get_available_providers()
+                content, options, providers=onnxruntime.get_available_providers()
             )
             metadata = self._session.get_modelmeta().custom_metadata_map
             self.classes = json.loads(metadata[CLASSES])
             self.settings = json.loads(metadata[SETTINGS])
-        # ONNX Runtime raises classes of its own, which have no common base.
+        # ONNX Runtime raises errors of its own kinds, which have no common base.
         except Exception as error:
             raise ExportError(f"{os.fspath(path)} is not an ONNX file that this project exported: {error}") from error
 

@@ -1,14 +1,14 @@
 """Running an exported SavedModel."""
 
-import json
 import os
+from typing import Any
 
 import tensorflow as tf
 
 from refinedet_tf.errors import ExportError
 from refinedet_tf.inference.decoding import decode_batch
-from refinedet_tf.serving.labels import read_labels
-from refinedet_tf.serving.metadata import SETTINGS
+from refinedet_tf.serving.checksums import checksum_of_file, open_settings
+from refinedet_tf.serving.metadata import FILES, SETTINGS
 from refinedet_tf.serving.outputs import from_outputs
 
 SIGNATURES = ("serving_default", "serving_bytes", "serving_raw", "serving_tunable")
@@ -36,11 +36,12 @@ class SavedModel:
         """
         path = os.fspath(path)
         try:
-            self.classes = read_labels(path)
             self.settings = read_settings(path)
+            self.classes = self.settings["classes"]
             self._loaded = tf.saved_model.load(path)  # kept, because a signature alone does not keep its variables
             self._serve = self._loaded.signatures[signature]
-        except (OSError, KeyError, ValueError, tf.errors.OpError) as error:
+        # Damaged folders raise errors of many kinds, from TensorFlow, Protocol Buffers and `json`.
+        except Exception as error:
             raise ExportError(f"{path} is not a SavedModel that this project exported: {error}") from error
         self.mixed_sizes = False
         self._signature = signature
@@ -64,7 +65,16 @@ class SavedModel:
         return from_outputs(self._serve(images=images))
 
 
-def read_settings(path: str) -> dict:
-    """Reads the settings that were exported with a SavedModel."""
+def read_settings(path: str) -> dict[str, Any]:
+    """Reads the settings of a SavedModel, and checks that all of its files are as they were written.
+
+    Raises:
+        ValueError: a file is missing or has been changed, or the folder was not exported by this version.
+        tf.errors.OpError: a file cannot be read.
+    """
     with tf.io.gfile.GFile(tf.io.gfile.join(path, "assets.extra", SETTINGS)) as file:
-        return json.loads(file.read())
+        settings = open_settings(file.read())
+    for name, checksum in settings.pop(FILES).items():
+        if checksum_of_file(tf.io.gfile.join(path, name)) != checksum:
+            raise ValueError(f"{name} is incomplete or has been changed")
+    return settings

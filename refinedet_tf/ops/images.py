@@ -8,6 +8,9 @@ from PIL import Image
 
 from refinedet_tf.ops.image_headers import EXIF_MAGIC, ORIENTATION_TAG, SHORT, is_jpeg, read_header
 
+# Larger images are refused before they are decoded: a file of a few kilobytes can claim gigabytes of pixels.
+MAX_PIXELS = 36_000_000
+
 
 def decode(contents: tf.Tensor) -> tf.Tensor:
     """Decodes an image file.

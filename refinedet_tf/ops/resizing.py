@@ -113,4 +113,7 @@ class Resizing:
 
 def resize_bilinear(images: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     """Resizes `[..., h, w, 3]` of any real type to float32: bilinear, half-pixel centers, no antialiasing."""
-    return tf.image.resize(tf.cast(images, tf.float32), size, method="bilinear", antialias=False)
+    if images.shape.rank == 4:  # may be on a GPU, whose kernel reads floats only
+        images = tf.cast(images, tf.float32)
+    # A single image is resized as it is: on the CPU, where a copy in float32 would take four times its memory.
+    return tf.cast(tf.image.resize(images, size, method="bilinear", antialias=False), tf.float32)

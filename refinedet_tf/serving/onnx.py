@@ -8,6 +8,7 @@ from tensorflow import keras
 
 from refinedet_tf.config import as_dict
 from refinedet_tf.errors import ExportError
+from refinedet_tf.serving.checksums import seal_onnx
 from refinedet_tf.serving.frozen import frozen_network
 from refinedet_tf.serving.metadata import SETTINGS
 from refinedet_tf.serving.signatures import signatures
@@ -47,4 +48,4 @@ def convert_onnx(model: keras.Model) -> bytes:
     settings = {"objectness_threshold": config.objectness_threshold, **as_dict(config.detection)}
     for key, value in ((CLASSES, list(config.classes)), (SETTINGS, settings)):
         converted.metadata_props.add(key=key, value=json.dumps(value))
-    return converted.SerializeToString()
+    return seal_onnx(converted.SerializeToString())

@@ -34,19 +34,18 @@ def from_outputs(outputs: Mapping[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     """Converts the outputs of an exported model to detections, the inverse of `to_outputs`.
 
     Args:
-        outputs: tensors or arrays with `OUTPUT_NAMES`, of any numeric types. TFLite returns float32 for all, and
-            class 0 in padding.
+        outputs: tensors or arrays with `OUTPUT_NAMES`. TFLite returns float32 for all, and anything in padding.
 
     Returns:
-        `boxes` float32 `[b, k, 4]`, (xmin, ymin, xmax, ymax); `scores` float32 `[b, k]`; `classes` int32 `[b, k]`, -1
-        in padding; `num_detections` int32 `[b]`.
+        `boxes` float32 `[b, k, 4]`, (xmin, ymin, xmax, ymax); `scores` float32 `[b, k]`; `classes` int32 `[b, k]`;
+        `num_detections` int32 `[b]`. In padding, boxes and scores are 0 and classes -1.
     """
     boxes, scores, classes, count = (outputs[name] for name in OUTPUT_NAMES)
     count = tf.cast(count, tf.int32)
     is_detection = tf.range(tf.shape(scores)[1]) < count[:, tf.newaxis]
     return {
-        "boxes": tf.gather(boxes, YX, axis=-1),
-        "scores": tf.convert_to_tensor(scores),
+        "boxes": tf.where(is_detection[..., tf.newaxis], tf.gather(boxes, YX, axis=-1), 0.0),
+        "scores": tf.where(is_detection, scores, 0.0),
         "classes": tf.where(is_detection, tf.cast(classes, tf.int32), -1),
         "num_detections": count,
     }

@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import io
-import json
 import os
 import tempfile
 from collections.abc import Sequence
@@ -13,9 +12,11 @@ from tensorflow import keras
 
 from refinedet_tf.config import as_dict
 from refinedet_tf.errors import ExportError
+from refinedet_tf.ops.images import MAX_PIXELS
+from refinedet_tf.serving.checksums import checksum_of_file, seal_settings
 from refinedet_tf.serving.frozen import frozen_network
 from refinedet_tf.serving.labels import LABELS, label_table, write_labels
-from refinedet_tf.serving.metadata import SETTINGS
+from refinedet_tf.serving.metadata import FILES, SETTINGS
 from refinedet_tf.serving.signatures import signatures
 from refinedet_tf.serving.warmup import write_warmup_requests
 
@@ -28,6 +29,7 @@ def export_saved_model(
     *,
     weights: str = "variables",
     warmup_batch_sizes: Sequence[int] = (),
+    max_pixels: int = MAX_PIXELS,
 ) -> None:
     """Writes a SavedModel with four signatures, which need TensorFlow only.
 
@@ -39,6 +41,7 @@ def export_saved_model(
     - `serving_bytes`: `image_bytes`, string `[b]`, JPEG or PNG files of any sizes; returns detections,
       `detection_class_names` string `[b, k]` (empty in padding) and `image_is_valid` bool `[b]`. A file that cannot be
       decoded has no detections and the flag false; it does not affect the others.
+      A file whose header claims more than `max_pixels` pixels is flagged, too, before it is decoded.
     - `serving_raw`: `images`; returns the model's four raw predictions and the `anchors`, `[b, n, 4]`, relative to the
       image as it was sent, so that boxes decoded from them are, too.
     - `serving_tunable`: `images` and the scalars `score_threshold`, `iou_threshold` and `max_detections` (which then is
@@ -51,6 +54,7 @@ def export_saved_model(
         weights: one of `WEIGHTS`. `variables` keeps them as the model has them. The others freeze the network into
             constants of that type; half-precision ones are cast to float32 before use: half the size, the same speed.
         warmup_batch_sizes: batch sizes for which to write TensorFlow Serving's warm-up requests.
+        max_pixels: of an image file; a few kilobytes can claim gigabytes of pixels.
 
     Raises:
         ExportError: the folder exists and is not empty, or warm-up requests need a package that is not installed.
@@ -64,10 +68,10 @@ def export_saved_model(
     unfinished = tf.io.gfile.join(parent, f"~{name}")
     if tf.io.gfile.exists(unfinished):
         tf.io.gfile.rmtree(unfinished)
-    _write_graph(model, unfinished, weights)
+    _write_graph(model, unfinished, weights, max_pixels)
     config = model.config
     thresholds = {"objectness_threshold": config.objectness_threshold, **as_dict(config.detection)}
-    _write_settings(unfinished, {"weights": weights, **thresholds})
+    _write_settings(unfinished, {"weights": weights, "classes": list(config.classes), **thresholds})
     if warmup_batch_sizes:
         write_warmup_requests(unfinished, config.input_size, warmup_batch_sizes)
     if tf.io.gfile.exists(path):
@@ -75,7 +79,7 @@ def export_saved_model(
     tf.io.gfile.rename(unfinished, path)
 
 
-def _write_graph(model: keras.Model, path: str, weights: str) -> None:
+def _write_graph(model: keras.Model, path: str, weights: str, max_pixels: int) -> None:
     is_frozen = weights != "variables"
     input_shape = (*model.config.input_size, 3)
     network = frozen_network(model, input_shape, weights) if is_frozen else functools.partial(model, training=False)
@@ -86,15 +90,23 @@ def _write_graph(model: keras.Model, path: str, weights: str) -> None:
         table = label_table(labels)
         archive.track(table)
         archive.label_table = table  # Keras 2 saves attributes; `track` saves layers only there
-        for name, (serve, inputs) in signatures(network, model, table.lookup).items():
+        for name, (serve, inputs) in signatures(network, model, table.lookup, max_pixels).items():
             archive.add_endpoint(name, serve, input_signature=inputs)
         with contextlib.redirect_stdout(io.StringIO()):  # Keras prints every captured variable
             archive.write_out(path)
 
 
 def _write_settings(path: str, settings: dict) -> None:
-    """Writes how the model was exported, and its detection settings, to `assets.extra/detector.json`."""
+    """Writes how the model was exported, and the checksum of every file, to `assets.extra/detector.json`."""
+    checksums = {name: checksum_of_file(tf.io.gfile.join(path, name)) for name in _files(path)}
     folder = tf.io.gfile.join(path, "assets.extra")
     tf.io.gfile.makedirs(folder)
     with tf.io.gfile.GFile(tf.io.gfile.join(folder, SETTINGS), "w") as file:
-        file.write(json.dumps(settings, indent=1))
+        file.write(seal_settings({**settings, FILES: checksums}))
+
+
+def _files(path: str) -> list[str]:
+    """Returns the files below a folder, relative to it, with slashes."""
+    found = ((folder, name) for folder, _, names in tf.io.gfile.walk(path) for name in names)
+    paths = (tf.io.gfile.join(folder, name) for folder, name in found)
+    return sorted(os.path.relpath(file, path).replace(os.sep, "/") for file in paths)

@@ -7,7 +7,8 @@ from tensorflow import keras
 
 from refinedet_tf.config import as_dict
 from refinedet_tf.ops.detections import decode_predictions, suppress
-from refinedet_tf.ops.images import decode
+from refinedet_tf.ops.image_headers import read_header
+from refinedet_tf.ops.images import MAX_PIXELS, decode
 from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.serving.outputs import raw_predictions, to_outputs
 
@@ -24,6 +25,7 @@ def signatures(
     network: Callable[[tf.Tensor], dict[str, tf.Tensor]],
     model: keras.Model,
     class_names: Callable[[tf.Tensor], tf.Tensor],
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[str, tuple[Callable, list[tf.TensorSpec]]]:
     """Returns the functions of an exported model and their inputs, by name; see `saved_model.export_saved_model`.
 
@@ -31,6 +33,7 @@ def signatures(
         network: from float32 `[b, *input_size, 3]`, RGB, 0..255, to raw predictions.
         model: the `RefineDet` whose anchors, input size and detection settings apply.
         class_names: from int64 indices of any shape to names, empty for the padding's -1.
+        max_pixels: `serving_bytes` flags files that claim more pixels instead of decoding them.
     """
     resizing, config = model.resizing, model.config
     anchors = model.anchors.numpy()  # a constant of each graph, where a tensor would be one more input of it
@@ -50,7 +53,7 @@ def signatures(
         return to_outputs(suppress(*boxes_and_scores(images), **settings))
 
     def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        images, image_sizes, is_valid = decode_batch(image_bytes, resizing)
+        images, image_sizes, is_valid = decode_batch(image_bytes, resizing, max_pixels)
         boxes, scores = decode_predictions(network(images), anchors_in(image_sizes), config.objectness_threshold)
         scores = tf.where(is_valid[:, tf.newaxis, tf.newaxis], scores, 0.0)
         detections = suppress(boxes, scores, **settings)
@@ -69,6 +72,7 @@ def signatures(
     def serve_tunable(
         images: tf.Tensor, score_threshold: tf.Tensor, iou_threshold: tf.Tensor, max_detections: tf.Tensor
     ) -> dict[str, tf.Tensor]:
+        tf.debugging.assert_positive(max_detections, message="max_detections must be at least 1.")
         detections = suppress(
             *boxes_and_scores(images),
             score_threshold=score_threshold,
@@ -87,27 +91,33 @@ def signatures(
     }
 
 
-def decode_batch(contents: tf.Tensor, resizing: Resizing) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Decodes and resizes image files of any sizes.
+def decode_batch(contents: tf.Tensor, resizing: Resizing, max_pixels: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Decodes and resizes image files of any sizes, one after the other: one full-size image is in memory at a time.
 
     Args:
         contents: string `[b]`.
         resizing: the size to make, and how.
+        max_pixels: files whose header claims more pixels are not decoded.
 
     Returns:
-        float32 `[b, *size, 3]`, RGB, 0..255, black where a file cannot be decoded; int32 `[b, 2]`, height and width of
-        the images as they were; bool `[b]`, whether a file can be decoded.
+        float32 `[b, *size, 3]`, RGB, 0..255, black where a file is not decoded; int32 `[b, 2]`, height and width of the
+        images as they were; bool `[b]`, whether a file was decoded.
     """
     count = tf.shape(contents)[0]
+
+    def is_small(_: tf.Tensor, content: tf.Tensor) -> tf.Tensor:
+        size, _ = read_header(content)
+        pixels = tf.reduce_prod(size)
+        return (pixels > 0) & (pixels <= max_pixels)
 
     def prepare(index: tf.Tensor, content: tf.Tensor) -> tuple[tf.Tensor, ...]:
         image = decode(content)
         return index, resizing.resize(image), tf.shape(image)[:2]
 
-    # A data set is the one place in a graph where an error can be caught: what cannot be decoded falls out of it. The
-    # blank image behind all others takes the place of these.
+    # A data set is the one place in a graph where an error can be caught: files that cannot be decoded drop out of it.
+    # The blank image after all others takes their place.
     files = tf.data.Dataset.from_tensor_slices((tf.range(count), contents))
-    readable = files.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).ignore_errors()
+    readable = files.filter(is_small).map(prepare).ignore_errors()
     blank = tf.data.Dataset.from_tensors((count, tf.zeros([*resizing.size, 3]), tf.constant(resizing.size, tf.int32)))
     whole = readable.concatenate(blank).batch(tf.cast(count, tf.int64) + 1)
     indices, images, image_sizes = whole.get_single_element()

@@ -118,7 +118,8 @@ def _post_processing(anchors: tf.Tensor, config: ModelConfig) -> Callable:
     attributes = {
         "max_detections": f"i: {detection.max_detections}",
         "max_classes_per_detection": "i: 1",
-        "use_regular_nms": "b: true",  # per class; the fast variant suppresses over all classes
+        # The regular variant suppresses per class. The fast one takes each anchor's best class and suppresses across.
+        "use_regular_nms": f"b: {str(detection.suppression == 'per_class').lower()}",
         "nms_score_threshold": f"f: {max(score_threshold, smallest)}",
         "nms_iou_threshold": f"f: {max(detection.iou_threshold, smallest)}",
         "num_classes": f"i: {UNUSED_CLASSES + len(config.classes)}",

@@ -3,6 +3,8 @@
 import base64
 import importlib.util
 import json
+import subprocess
+import sys
 import threading
 from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -116,6 +118,19 @@ def grpc_server(signatures):
 def test_the_grpc_client_gets_what_the_signature_gives(grpc_server, files, expected):
     found = load("grpc_client").detect(grpc_server, "refinedet", files, score_threshold=0.3)
     assert_answers(found, expected, 0.3)
+
+
+@pytest.mark.parametrize("name", ["rest_client", "grpc_client"])
+def test_without_a_server_a_client_says_so_in_one_line(name, tmp_path):
+    pytest.importorskip("grpc")
+    (tmp_path / "photo.jpg").write_bytes(b"photo")
+    server = "http://localhost:9" if name == "rest_client" else "localhost:9"
+    command = [sys.executable, PROJECT / "export" / "serving" / f"{name}.py", f"--server={server}"]
+    for file, message in (("photo.jpg", "localhost:9"), ("missing.jpg", "No such file")):
+        result = subprocess.run([*command, tmp_path / file], capture_output=True, text=True)
+        assert result.returncode == 1 and result.stdout == ""
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert message in line and "Traceback" not in result.stderr
 
 
 def test_the_servers_settings_are_protos_it_can_read():

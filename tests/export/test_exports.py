@@ -4,9 +4,11 @@ import csv
 import json
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from refinedet_tf.inference.detector import Detector, read_image
 from tests.conftest import PROJECT
@@ -49,20 +51,65 @@ def test_ranges_are_those_of_the_layers_in_int8(exported_file):
     assert not {"preprocessing", "conv1", "conv_dw_1"} & set(layers)
 
 
-def test_the_example_for_devices_detects_without_tensorflow(exported_file, shapes_dir):
+@pytest.fixture(scope="module")
+def photos(shapes_dir, tmp_path_factory):
+    """A folder with a photo, the same turned by its EXIF tag, a broken file and one that claims many pixels."""
+    folder = tmp_path_factory.mktemp("photos")
+    photo = Image.open(next((shapes_dir / "JPEGImages").glob("*.jpg")))
+    photo.save(folder / "a.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned clockwise by 90 degrees when shown
+    photo.transpose(Image.Transpose.ROTATE_90).save(folder / "b.png", exif=exif)
+    (folder / "c.jpg").write_bytes(b"no image")
+    header = b"\x00\x00\x4e\x20\x00\x00\x4e\x20\x08\x02\x00\x00\x00"  # 20,000 x 20,000
+    chunk = b"\x00\x00\x00\x0dIHDR" + header + zlib.crc32(b"IHDR" + header).to_bytes(4, "big")
+    (folder / "d.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    return folder
+
+
+def test_the_example_for_devices_detects_without_tensorflow(exported_file, photos):
     pytest.importorskip("ai_edge_litert")
-    photo = next((shapes_dir / "JPEGImages").glob("*.jpg"))
-    result = run("-c", WITHOUT_TENSORFLOW, "export/edge/detect.py", f"--model={exported_file}", photo,
+    result = run("-c", WITHOUT_TENSORFLOW, "export/edge/detect.py", f"--model={exported_file}", photos,
                  "--score_threshold=0.02")  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    found = [json.loads(line) for line in result.stdout.splitlines()]
-    expected = Detector.load(exported_file).detect(read_image(photo), 0.02)
+    # Two files cannot be read: one line for each, and the results of the others.
+    assert result.returncode == 1
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and "c.jpg cannot be read as an image" in errors[0]
+    assert "d.png" in errors[1] and "pixels" in errors[1] and "Traceback" not in result.stderr
+    upright, turned = (json.loads(line) for line in result.stdout.splitlines())
+    assert (upright["file"], turned["file"]) == (str(photos / "a.png"), str(photos / "b.png"))
+    assert upright["detections"] == turned["detections"]
+    found = upright["detections"]
+    expected = Detector.load(exported_file).detect(read_image(photos / "a.png"), 0.02)
     assert len(found) == len(expected.scores) > 5
     np.testing.assert_allclose([entry["score"] for entry in found], expected.scores, atol=1e-3)
     # Equal scores come in any order, so each box is looked for among all of the other side.
     boxes = np.array([entry["box"] for entry in found])
     distances = np.abs(boxes[:, np.newaxis] - expected.boxes * 128).max(axis=-1)
     assert distances.min(axis=0).max() < 0.5 and distances.min(axis=1).max() < 0.5
+
+
+def test_the_example_for_devices_says_in_one_line_what_is_no_model(photos):
+    pytest.importorskip("ai_edge_litert")
+    result = run("-c", WITHOUT_TENSORFLOW, "export/edge/detect.py", f"--model={photos / 'a.png'}", photos)
+    assert result.returncode == 1 and result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and "a.png cannot be opened as an exported model" in line
+
+
+def test_the_example_for_devices_reads_frames(exported_file, photos, tmp_path):
+    pytest.importorskip("ai_edge_litert")
+    cv2 = pytest.importorskip("cv2")
+    pixels = read_image(photos / "a.png")
+    writer = cv2.VideoWriter(str(tmp_path / "clip.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, pixels.shape[1::-1])
+    for _ in range(3):
+        writer.write(np.ascontiguousarray(pixels[:, :, ::-1]))
+    writer.release()
+    result = run("-c", WITHOUT_TENSORFLOW, "export/edge/detect.py", f"--model={exported_file}",
+                 f"--camera={tmp_path / 'clip.avi'}", "--score_threshold=0.02")  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    frames = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [frame["frame"] for frame in frames] == [0, 1, 2] and all(frame["detections"] for frame in frames)
 
 
 def test_verify_says_what_is_beyond_the_tolerance(tiny_model, exported, tmp_path):
