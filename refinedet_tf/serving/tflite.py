@@ -20,6 +20,7 @@ from refinedet_tf.ops.detections import decode_predictions, keep_top_k, refine_a
 from refinedet_tf.serving.frozen import frozen_network
 from refinedet_tf.serving.inputs import INPUT_NAME, InputForm
 from refinedet_tf.serving.metadata import MAX_THREADS, Metadata, append_metadata
+from refinedet_tf.serving.model_metadata import add_model_metadata
 from refinedet_tf.serving.outputs import TFLITE_OUTPUT_NAMES, YX, raw_predictions
 from refinedet_tf.serving.tensor_ranges import computed_tensors, layer_of_tensor
 
@@ -77,7 +78,7 @@ def convert_tflite(
     else:
         content = converter.convert()
     if postprocess == "op":
-        content = _with_detections_per_class(content, config.detection.max_detections)
+        content = add_model_metadata(_with_detections_per_class(content, config.detection.max_detections))
     anchors = model.anchors.numpy() if postprocess == "none" else None
     settings = {
         "input": form.as_settings(),
