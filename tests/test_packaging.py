@@ -19,6 +19,7 @@ from tests.conftest import PROJECT
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "absl": "absl-py",
+    "cv2": "opencv-python-headless",
     "google": "protobuf",
     "grpc": "grpcio",
     "tensorflow_serving": "tensorflow-serving-api",

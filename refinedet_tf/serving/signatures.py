@@ -7,6 +7,7 @@ from tensorflow import keras
 
 from refinedet_tf.config import as_dict
 from refinedet_tf.ops.detections import decode_predictions, suppress
+from refinedet_tf.ops.gif import first_frame, is_gif
 from refinedet_tf.ops.image_headers import read_header
 from refinedet_tf.ops.images import MAX_PIXELS, decode
 from refinedet_tf.ops.resizing import Resizing
@@ -105,19 +106,25 @@ def decode_batch(contents: tf.Tensor, resizing: Resizing, max_pixels: int) -> tu
     """
     count = tf.shape(contents)[0]
 
-    def is_small(_: tf.Tensor, content: tf.Tensor) -> tf.Tensor:
-        size, _ = read_header(content)
-        pixels = tf.reduce_prod(size)
+    def measure(index: tf.Tensor, content: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        def by_header() -> tuple[tf.Tensor, tf.Tensor]:
+            return content, tf.reduce_prod(read_header(content)[0])
+
+        return index, *tf.cond(is_gif(content), lambda: first_frame(content), by_header)
+
+    def is_small(index: tf.Tensor, content: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
+        del index, content
         return (pixels > 0) & (pixels <= max_pixels)
 
-    def prepare(index: tf.Tensor, content: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def prepare(index: tf.Tensor, content: tf.Tensor, pixels: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        del pixels
         image = decode(content)
         return index, resizing.resize(image), tf.shape(image)[:2]
 
     # A data set is the one place in a graph where an error can be caught: files that cannot be decoded drop out of it.
     # The blank image after all others takes their place.
     files = tf.data.Dataset.from_tensor_slices((tf.range(count), contents))
-    readable = files.filter(is_small).map(prepare).ignore_errors()
+    readable = files.map(measure).filter(is_small).map(prepare).ignore_errors()
     blank = tf.data.Dataset.from_tensors((count, tf.zeros([*resizing.size, 3]), tf.constant(resizing.size, tf.int32)))
     whole = readable.concatenate(blank).batch(tf.cast(count, tf.int64) + 1)
     indices, images, image_sizes = whole.get_single_element()
