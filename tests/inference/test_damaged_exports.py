@@ -10,6 +10,7 @@ import pytest
 
 from refinedet_tf.errors import ExportError
 from refinedet_tf.inference.detector import Detector
+from refinedet_tf.inference.saved_model_runner import read_settings
 from refinedet_tf.serving.metadata import Metadata, append_metadata, read_metadata
 
 FILES = ["saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001",
@@ -48,12 +49,11 @@ def test_a_saved_model_with_a_missing_or_changed_file_is_refused(exported, tmp_p
         changed = damage(content, rng, kind)
         assert changed != content
         (folder / name).write_bytes(changed)
-        # Spaces between the settings are the one thing that may differ.
-        assert is_refused(folder) or name == "assets.extra/detector.json"
+        assert is_refused(folder)
     (folder / name).unlink()
     assert is_refused(folder)
     (folder / name).write_bytes(content)
-    assert Detector.load(folder).classes == ["circle", "square", "star"]
+    assert read_settings(str(folder))["classes"] == ["circle", "square", "star"]
 
 
 def test_half_of_the_labels_are_refused(exported, tmp_path):
@@ -91,8 +91,8 @@ def archive_of(network=b"network", **members):
 
 def test_an_archive_that_unpacks_to_gigabytes_is_not_unpacked(tmp_path):
     path = tmp_path / "bomb.tflite"
-    path.write_bytes(archive_of(detector_json=bytes(10**9), labels_txt=b""))
-    assert path.stat().st_size < 2 * 10**6
+    path.write_bytes(archive_of(detector_json=bytes(3 * 10**8), labels_txt=b""))
+    assert path.stat().st_size < 10**6
     tracemalloc.start()
     with pytest.raises(ExportError, match=r"detector\.json is larger than"):
         Detector.load(path)

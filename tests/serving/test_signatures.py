@@ -17,10 +17,11 @@ from PIL import Image
 from tensorflow.core.protobuf import saved_model_pb2
 
 from refinedet_tf.ops.detections import decode_predictions, suppress
+from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.serving.labels import label_table, write_labels
 from refinedet_tf.serving.outputs import OUTPUT_NAMES, from_outputs, to_outputs
 from refinedet_tf.serving.saved_model import export_saved_model
-from refinedet_tf.serving.signatures import signatures
+from refinedet_tf.serving.signatures import decode_batch, signatures
 from refinedet_tf.serving.warmup import write_warmup_requests
 
 # Runs elsewhere: loads the SavedModel given first, feeds it the arrays of the .npz given second, in which
@@ -90,63 +91,68 @@ def of_size(height, width, kind):
 
 
 @pytest.fixture(scope="module")
-def limited(tiny_model, tmp_path_factory):
-    """The model exported with a limit of 5,000 pixels, and all its signatures."""
-    path = tmp_path_factory.mktemp("limited") / "saved_model"
-    export_saved_model(tiny_model, path, max_pixels=5000)
-    loaded = tf.saved_model.load(str(path))
+def served(exported):
+    """All signatures of the exported model."""
+    loaded = tf.saved_model.load(str(exported))
     yield loaded.signatures
 
 
+@pytest.fixture(scope="module")
+def decode_limited():
+    """`decode_batch` with a limit of 5,000 pixels."""
+    resizing = Resizing(64, 128)
+    return tf.function(lambda files: decode_batch(files, resizing, max_pixels=5000))
+
+
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP"])
-def test_files_that_claim_more_pixels_than_allowed_are_flagged(limited, kind):
+def test_files_that_claim_more_pixels_than_allowed_are_not_decoded(decode_limited, kind):
     files = [of_size(50, 100, kind), of_size(51, 100, kind), of_size(100, 50, kind), of_size(1, 5001, kind)]
-    outputs = limited["serving_bytes"](image_bytes=tf.constant(files))
-    assert outputs["image_is_valid"].numpy().tolist() == [True, False, True, False]
-    assert (outputs["num_detections"].numpy() > 0).tolist() == [True, False, True, False]
+    images, sizes, is_valid = decode_limited(tf.constant(files))
+    assert is_valid.numpy().tolist() == [True, False, True, False]
+    assert sizes.numpy()[[0, 2]].tolist() == [[50, 100], [100, 50]] and images.shape == (4, 64, 128, 3)
 
 
-def test_a_decompression_bomb_is_never_decoded(exported):
+def test_of_an_animated_gif_the_first_frame_counts(decode_limited):
+    rng = np.random.default_rng(1)
+    frames = [rng.integers(0, 256, (4, 4, 3), np.uint8).repeat(8, 0).repeat(8, 1) for _ in range(3)]
+    others = [Image.fromarray(frame) for frame in frames[1:]]
+    animated = in_format(frames[0], "GIF", save_all=True, append_images=others)
+    images, sizes, is_valid = decode_limited(tf.constant([animated, in_format(frames[0], "GIF")]))
+    assert is_valid.numpy().all() and sizes.numpy().tolist() == [[32, 32]] * 2
+    np.testing.assert_array_equal(images[0], images[1])
+    assert np.std(images[0]) > 10
+
+
+def test_a_decompression_bomb_is_never_decoded(served):
     bombs = [png_that_claims(20_000, 20_000), png_that_claims(2**31 - 1, 2**31 - 1)]
-    serve = tf.saved_model.load(str(exported)).signatures["serving_bytes"]
+    serve = served["serving_bytes"]
+    serve(image_bytes=tf.constant([of_size(8, 8, "PNG")] * 3))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     outputs = serve(image_bytes=tf.constant([*bombs, of_size(8, 8, "PNG")]))
     assert outputs["image_is_valid"].numpy().tolist() == [False, False, True]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB; 400 megapixels take 1.2 GB
 
 
-def test_of_an_animated_gif_the_first_frame_counts(limited):
-    rng = np.random.default_rng(1)
-    frames = [rng.integers(0, 256, (4, 4, 3), np.uint8).repeat(8, 0).repeat(8, 1) for _ in range(3)]
-    others = [Image.fromarray(frame) for frame in frames[1:]]
-    animated = in_format(frames[0], "GIF", save_all=True, append_images=others)
-    still = in_format(frames[0], "GIF")
-    outputs = limited["serving_bytes"](image_bytes=tf.constant([animated, still]))
-    assert outputs["image_is_valid"].numpy().all()
-    for name in ("detection_boxes", "detection_scores", "detection_classes"):
-        np.testing.assert_array_equal(outputs[name][0], outputs[name][1])
-
-
 @pytest.mark.parametrize("name", ["serving_default", "serving_bytes", "serving_raw", "serving_tunable"])
-def test_a_batch_of_no_images_gives_an_empty_result(limited, name):
+def test_a_batch_of_no_images_gives_an_empty_result(served, name):
     settings = {key: tf.constant(value) for key, value in SETTINGS.items()} if name == "serving_tunable" else {}
     if name == "serving_bytes":
         empty = [{"image_bytes": tf.zeros([0], tf.string)}]
     else:
-        empty = [{"images": tf.zeros(shape, tf.uint8)} for shape in ([0, 50, 40, 3], [0, 0, 0, 3])]
+        empty = [{"images": tf.zeros([0, 50, 40, 3], tf.uint8)}]
     for images in empty:
-        outputs = limited[name](**images, **settings)
+        outputs = served[name](**images, **settings)
         assert {len(value) for value in outputs.values()} == {0}
         if name != "serving_raw":
             assert outputs["detection_boxes"].shape[1:] == (17 if settings else 500, 4)
 
 
 @pytest.mark.parametrize("count", [0, -1])
-def test_no_detections_at_all_cannot_be_asked_for(limited, batches, count):
+def test_no_detections_at_all_cannot_be_asked_for(served, batches, count):
     settings = {key: tf.constant(value) for key, value in SETTINGS.items()}
     settings["max_detections"] = tf.constant(count)
     with pytest.raises(tf.errors.InvalidArgumentError, match="max_detections must be at least 1"):
-        limited["serving_tunable"](images=tf.constant(batches["small"]), **settings)
+        served["serving_tunable"](images=tf.constant(batches["small"]), **settings)
 
 
 def test_the_tunable_signature_keeps_the_best_anchors_of_each_class_only(cut_model, batches, tmp_path):
@@ -339,13 +345,15 @@ def test_outputs_of_tflite_become_detections_with_integer_classes_and_marked_pad
 def test_frozen_models_have_no_variables_and_keep_what_their_precision_can(
     tiny_model, exported, batches, tmp_path, weights, share
 ):
-    export_saved_model(tiny_model, tmp_path / "frozen", weights=weights)
+    export_saved_model(tiny_model, tmp_path / "frozen", weights=weights, max_pixels=5000)
     loaded = tf.saved_model.load(str(tmp_path / "frozen"))
     live = tiny_model(tiny_model.resizing.resize(batches["small"]), training=False)
     served = loaded.signatures["serving_raw"](images=tf.constant(batches["small"]))
     for name, value in live.items():
         # The error, beside the spread of the values.
         assert np.abs(served[name] - value).max() < share * np.std(value), name
+    files = tf.constant([of_size(50, 100, "PNG"), of_size(51, 100, "PNG")])
+    assert loaded.signatures["serving_bytes"](image_bytes=files)["image_is_valid"].numpy().tolist() == [True, False]
     graph = (tmp_path / "frozen" / "saved_model.pb").stat().st_size
     weight_bytes = sum(np.prod(variable.shape) for variable in tiny_model.weights) * (4 if weights == "float32" else 2)
     assert weight_bytes * 0.9 < graph < weight_bytes + 900_000  # the rest is the graph
