@@ -113,6 +113,7 @@ class Resizing:
 
 def resize_bilinear(images: tf.Tensor, size: Sequence[int]) -> tf.Tensor:
     """Resizes `[..., h, w, 3]` of any real type to float32: bilinear, half-pixel centers, no antialiasing."""
+    images = tf.convert_to_tensor(images)
     if images.shape.rank == 4:  # may be on a GPU, whose kernel reads floats only
         images = tf.cast(images, tf.float32)
     # A single image is resized as it is: on the CPU, where a copy in float32 would take four times its memory.

@@ -1,4 +1,4 @@
-"""A network whose variables have become constants of the graph, in full or half precision."""
+"""Freezes a network: its variables become constants of the graph, in full or half precision."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,19 +14,20 @@ SMALLEST_HALVED = 64
 def frozen_network(
     model: keras.Model, input_shape: Sequence[int], weights: str
 ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Copies the inference graph of a model, with constants in the place of its variables.
+    """Copies the inference graph of a model with constants in place of its variables.
 
     Args:
-        model: from images to a dict of tensors.
-        input_shape: of one image.
-        weights: `float32`, or `float16` or `bfloat16`, as which constants are stored; they are cast back before use.
+        model: maps images to a dict of tensors.
+        input_shape: shape of one image.
+        weights: the type of the stored constants: `float32`, `float16` or `bfloat16`. They are cast to float32 before
+            use.
 
     Returns:
         A function like `model(images, training=False)`.
     """
     images = tf.TensorSpec([None, *input_shape], tf.float32, name="images")
     function = tf.function(lambda images: model(images, training=False)).get_concrete_function(images)
-    # A dict's values leave a function in the order of the sorted keys.
+    # A function returns the values of a dict in the order of the sorted keys.
     shapes = {name: output.shape for name, output in sorted(function.structured_outputs.items())}
     frozen = convert_variables_to_constants_v2(function)
     graph = frozen.graph.as_graph_def()
@@ -43,7 +44,7 @@ def frozen_network(
 
 
 def _halve_constants(graph: tf.compat.v1.GraphDef, dtype: tf.DType) -> None:
-    """Stores the large float32 constants of a graph as `dtype`, followed by a cast that takes the constant's name."""
+    """Stores large float32 constants as `dtype`, each followed by a cast that takes over the constant's name."""
     large = [
         node
         for node in graph.node

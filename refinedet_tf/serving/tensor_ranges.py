@@ -1,4 +1,4 @@
-"""Where an int8 TFLite file loses precision: its tensors beside those of the same network in float32."""
+"""Shows where an int8 TFLite file loses precision: compares its tensors with those of the network in float32."""
 
 import csv
 import os
@@ -16,12 +16,12 @@ class TensorRange:
     """One int8 tensor.
 
     Attributes:
-        layer: the layer of the Keras model that makes it, which `convert_tflite` takes among `float_layers`.
-        low, high: what int8 can express, in the tensor's own unit.
-        step: the distance of neighbouring values.
-        float_low, float_high: what occurred in float32.
-        precision: signal to error in decibels, 10 log10(variance in float32 / mean squared difference from it). What
-            an earlier layer has lost is missing here, too; a layer that is far below the one before it loses it itself.
+        layer: the layer of the Keras model that computes it; `convert_tflite` takes it among `float_layers`.
+        low, high: the range that int8 can express, in the tensor's own unit.
+        step: the distance between neighboring values.
+        float_low, float_high: the range that occurred in float32.
+        precision: signal to error in decibels, 10 log10(variance in float32 / mean squared difference from it). Losses
+            of earlier layers are included; a layer that is far below the one before it causes the loss itself.
     """
 
     layer: str
@@ -36,16 +36,16 @@ class TensorRange:
 def measure_tensor_ranges(
     exact: bytes, quantized: bytes, images: Iterable[np.ndarray], layers: Collection[str]
 ) -> list[TensorRange]:
-    """Runs two files with the same images and compares their tensors.
+    """Runs two files on the same images and compares their tensors.
 
     Args:
         exact: a TFLite file in float32.
         quantized: the same model, input type and postprocessing as int8.
-        images: as the files take them, `[1, h, w, 3]`.
+        images: in the form of the files' input, `[1, h, w, 3]`.
         layers: names of the model's layers.
 
     Returns:
-        The tensors that are computed as int8, in the order in which they are.
+        The tensors that are computed in int8, in the order of computation.
     """
     exact_names, names = computed_tensors(exact), computed_tensors(quantized)
     exact, quantized = _open(exact), _open(quantized)
@@ -84,13 +84,13 @@ def measure_tensor_ranges(
 
 
 def computed_tensors(content: bytes) -> list[str]:
-    """Names of a TFLite file's tensors that are not constant, in the order in which they are computed."""
+    """Returns the names of the tensors of a TFLite file that are not constant, in the order of computation."""
     graph = flatbuffer_utils.convert_bytearray_to_object(bytearray(content)).subgraphs[0]
     return [graph.tensors[index].name.decode() for operator in graph.operators for index in operator.outputs]
 
 
 def layer_of_tensor(tensor_name: str, layers: Collection[str]) -> str | None:
-    """The layer that makes a tensor, by the tensor's name, which lists the operations that were fused to make it.
+    """Returns the layer that computes a tensor, from its name, which lists the operations that were fused.
 
     `refinedet_1/conv1_bn_1/add;refinedet_1/conv1_1/convolution` comes from `conv1`: a convolution comes before what is
     fused into it. TensorFlow may have added a number to a layer's name.
