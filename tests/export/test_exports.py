@@ -4,7 +4,6 @@ import csv
 import json
 import subprocess
 import sys
-import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from PIL import Image
 
 from refinedet_tf.inference.detector import Detector, read_image
 from tests.conftest import PROJECT
+from tests.serving.test_signatures import png_that_claims
 
 # Runs a script where TensorFlow cannot be imported.
 WITHOUT_TENSORFLOW = """
@@ -61,9 +61,7 @@ def photos(shapes_dir, tmp_path_factory):
     exif[0x0112] = 6  # to be turned clockwise by 90 degrees when shown
     photo.transpose(Image.Transpose.ROTATE_90).save(folder / "b.png", exif=exif)
     (folder / "c.jpg").write_bytes(b"no image")
-    header = b"\x00\x00\x4e\x20\x00\x00\x4e\x20\x08\x02\x00\x00\x00"  # 20,000 x 20,000
-    chunk = b"\x00\x00\x00\x0dIHDR" + header + zlib.crc32(b"IHDR" + header).to_bytes(4, "big")
-    (folder / "d.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk)
+    (folder / "d.png").write_bytes(png_that_claims(20_000, 20_000))
     return folder
 
 
