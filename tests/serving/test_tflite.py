@@ -3,14 +3,11 @@
 import dataclasses
 import io
 import json
-import subprocess
-import sys
 import zipfile
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 from tensorflow.lite.tools import flatbuffer_utils
 
 from refinedet_tf.errors import ExportError
@@ -28,24 +25,6 @@ FLOAT = ("none", "op", "float32")
 INT8 = ("int8", "op", "uint8")
 FLOAT16 = ("float16", "none", "uint8")
 DYNAMIC = ("dynamic", "none", "float32")
-
-
-MEDIAPIPE = """
-import json, sys
-import mediapipe as mp
-from mediapipe.tasks.python import BaseOptions, vision
-
-folder = sys.argv[1]
-options = vision.ObjectDetectorOptions(base_options=BaseOptions(model_asset_path=f"{folder}/model.tflite"))
-with vision.ObjectDetector.create_from_options(options) as detector:
-    found = detector.detect(mp.Image.create_from_file(f"{folder}/photo.png")).detections
-corners = lambda box: [box.origin_x, box.origin_y, box.origin_x + box.width, box.origin_y + box.height]
-print(json.dumps({
-    "boxes": [corners(detection.bounding_box) for detection in found],
-    "scores": [detection.categories[0].score for detection in found],
-    "names": [detection.categories[0].category_name for detection in found],
-}))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -214,26 +193,6 @@ def test_calibration_images_are_letterboxed(tiny_model, tmp_path, monkeypatch):
     quantized = graph.tensors[graph.operators[kinds.index("QUANTIZE")].outputs[0]].quantization
     low = (-128 - int(quantized.zeroPoint[0])) * float(quantized.scale[0])
     assert low == pytest.approx((104 - 127.5) / 127.5, abs=0.01)
-
-
-def test_mediapipe_detects_what_the_model_detects(tiny_model, tmp_path):
-    """In a process of its own, since its runtime and TensorFlow's each bring a TFLite."""
-    pytest.importorskip("mediapipe")
-    photo = coarse_noise(np.random.default_rng(5), 1)[0].astype(np.uint8)
-    (tmp_path / "model.tflite").write_bytes(convert_tflite(tiny_model))
-    Image.fromarray(photo).save(tmp_path / "photo.png")
-    result = subprocess.run([sys.executable, "-c", MEDIAPIPE, tmp_path], capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
-    found = json.loads(result.stdout.splitlines()[-1])
-    live = live_detections(tiny_model, photo)
-    assert len(found["scores"]) == len(live["scores"]) > 20
-    np.testing.assert_allclose(found["scores"], live["scores"], atol=1e-3)
-    labels = np.array(tiny_model.config.classes)[live["classes"]]
-    # MediaPipe rounds boxes to pixels.
-    boxes = live["boxes"] * np.tile(SIZE[::-1], 2)
-    near = np.abs(np.array(found["boxes"])[:, np.newaxis] - boxes).max(axis=-1) <= 1.01
-    near &= np.array(found["names"])[:, np.newaxis] == labels
-    assert near.any(axis=0).all() and near.any(axis=1).all()
 
 
 def test_int8_asks_for_images(tiny_model):
