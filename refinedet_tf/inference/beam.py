@@ -19,7 +19,7 @@ from refinedet_tf.errors import DataError
 from refinedet_tf.inference.detector import BATCH_SIZE, Detections, unpad_detections
 from refinedet_tf.inference.images import upright_size
 from refinedet_tf.inference.results import coco_rows
-from refinedet_tf.serving import read_labels
+from refinedet_tf.inference.saved_model_runner import SavedModel
 
 FORMATS = ("jsonl", "parquet")
 SKIPPED = "skipped"
@@ -126,21 +126,12 @@ class BytesModel:
 
     def __init__(self, path: str):
         """Loads the SavedModel, on any path that `tf.io.gfile` reads."""
-        self._loaded = tf.saved_model.load(path)
-        self._serve = self._loaded.signatures["serving_bytes"]
-        self._classes = read_labels(path)
+        self._model = SavedModel(path, "serving_bytes")
 
     def detect(self, contents: Sequence[bytes]) -> list[Detections | None]:
         """Detects objects in encoded images; None for one that cannot be decoded."""
-        outputs = self._serve(image_bytes=tf.constant(list(contents)))
-        detections = {
-            "boxes": tf.gather(outputs["detection_boxes"], [1, 0, 3, 2], axis=-1),
-            "scores": outputs["detection_scores"],
-            "classes": outputs["detection_classes"],
-            "num_detections": outputs["num_detections"],
-        }
-        found = unpad_detections(detections, self._classes)
-        is_valid = outputs["image_is_valid"].numpy()
+        detections, is_valid = self._model.detect_files(contents)
+        found = unpad_detections(detections, self._model.classes)
         return [image if valid else None for image, valid in zip(found, is_valid, strict=True)]
 
 

@@ -1,8 +1,10 @@
 """Running an exported SavedModel."""
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from refinedet_tf.errors import ExportError
@@ -58,11 +60,20 @@ class SavedModel:
         if self._signature == "serving_bytes":
             # Lossless, and without compression, which would take longer than detection.
             files = tf.stack([tf.io.encode_png(image, compression=0) for image in images])
-            return from_outputs(self._serve(image_bytes=files))
+            return self.detect_files(files)[0]
         if self._signature == "serving_tunable":
             settings = {name: tf.constant(self.settings[name]) for name in TUNABLE}
             return from_outputs(self._serve(images=images, **settings))
         return from_outputs(self._serve(images=images))
+
+    def detect_files(self, contents: Sequence[bytes] | tf.Tensor) -> tuple[dict[str, tf.Tensor], np.ndarray]:
+        """Detects in image files of any sizes; needs the signature `serving_bytes`.
+
+        Returns:
+            Detections as above, and whether each file could be decoded, bool `[b]`.
+        """
+        outputs = self._serve(image_bytes=tf.convert_to_tensor(contents, tf.string))
+        return from_outputs(outputs), outputs["image_is_valid"].numpy()
 
 
 def read_settings(path: str) -> dict[str, Any]:
