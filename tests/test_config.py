@@ -85,6 +85,13 @@ def test_every_setting_can_be_overridden_alone(write, key, value):
     assert {**before, key: value} == after
 
 
+def test_thresholds_by_class_name_are_read_back(write, tmp_path):
+    config = load_config(write(MINIMAL), ["model.classes=[cat,dog]", "model.score_thresholds.dog=0.35"])
+    assert config.model.score_thresholds == {"dog": 0.35}
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
 def test_backbones_of_keras_cv_keep_their_class_and_its_arguments(write, tmp_path):
     backbone = "{name: keras_cv, preset_or_class: ResNetBackbone, arguments: {stackwise_blocks: [2, 2]}}"
     config = load_config(write(f"model: {{classes: [a], backbone: {backbone}}}"))
@@ -201,6 +208,8 @@ def test_values_of_the_wrong_kind_are_named(write, override, words):
         ("train.learning_rate", 0.0, "must be positive"),
         ("train.learning_rate", ".nan", "must be positive"),
         ("train.evaluate_every", 0, "must be positive"),
+        ("model.score_thresholds.cat", 1.5, "must be in [0, 1]"),
+        ("model.score_thresholds", {"cst": 0.5}, "did you mean 'cat'"),
         ("evaluation.protocol", "relased", "did you mean 'released'"),
         ("train.warmup_steps", -1, "must not be negative"),
         ("train.weight_decay", -0.1, "must not be negative"),

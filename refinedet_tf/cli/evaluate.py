@@ -3,7 +3,9 @@
 refinedet evaluate --model=work/best.keras --data_dir=photos --splits=val
 """
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 
 from absl import flags
@@ -29,6 +31,11 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "report", None, "A folder for evaluation.html and evaluation.json, which show why the detector errs."
     )
+    flags.DEFINE_bool(
+        "save_thresholds",
+        False,
+        "Write the score threshold with the best F1 of each class into the .keras file; exports made of it carry them.",
+    )
     flags.DEFINE_bool("robustness", False, "Also evaluate on compressed, blurred, darker, brighter and smaller images.")
     flags.DEFINE_string("json", None, "A file for the figures.")
     flags.DEFINE_string("coco_results", None, "A file for the detections in COCO's result format.")
@@ -46,9 +53,11 @@ def main() -> None:
     sources = [*FLAGS.model, *FLAGS.detections]
     if not sources:
         raise ConfigError("Give --model or --detections to evaluate.")
-    for flag in ("coco_results", "voc_results", "report", "robustness"):
+    for flag in ("coco_results", "voc_results", "report", "robustness", "save_thresholds"):
         if FLAGS[flag].value and len(sources) > 1:
             raise ConfigError(f"--{flag} is for one model; {len(sources)} are given.")
+    if FLAGS.save_thresholds and not (FLAGS.model and FLAGS.model[0].endswith(".keras")):
+        raise ConfigError("--save_thresholds needs a .keras --model to write to.")
     if FLAGS.robustness and (FLAGS.detections or FLAGS.protocol):
         raise ConfigError("--robustness needs a --model and no --protocol.")
     results = {}
@@ -70,9 +79,24 @@ def main() -> None:
         write_coco_results(FLAGS.coco_results, result.detections, data)
     if FLAGS.voc_results:
         write_voc_results(FLAGS.voc_results, result.detections, data)
+    if FLAGS.report or FLAGS.save_thresholds:
+        analysis = analyze(result, data)
+    if FLAGS.save_thresholds:
+        _save_thresholds(sources[0], analysis.score_thresholds)
     if FLAGS.report:
-        page = write_report(analyze(result, data), data, FLAGS.report, title=sources[0], robustness=robustness)
+        page = write_report(analysis, data, FLAGS.report, title=sources[0], robustness=robustness)
         print(f"\n{page}")
+
+
+def _save_thresholds(path: str, thresholds: dict[str, float]) -> None:
+    from refinedet_tf.weights import load_model
+
+    model = load_model(path)
+    model.config = dataclasses.replace(model.config, score_thresholds=thresholds)
+    temporary = Path(path).with_name(f"~{Path(path).name}")
+    model.save(temporary)
+    os.replace(temporary, path)
+    print("\nScore thresholds: " + ", ".join(f"{name} {value:.3f}" for name, value in thresholds.items()))
 
 
 def _robustness(model: str, data: object) -> list:

@@ -120,6 +120,8 @@ class ModelConfig:
         focal_alpha: weight of objects in the focal loss; the background has `1 - focal_alpha`.
         focal_gamma: exponent of the focal loss; the higher, the less easy anchors count.
         detection: suppression settings of `predict` and of exported models.
+        score_thresholds: by class name, the score from which detections should be shown; `predict` does not apply it,
+            it is information for users of the model. `refinedet evaluate --save_thresholds` writes it.
     """
 
     classes: list[str] = MISSING
@@ -142,6 +144,7 @@ class ModelConfig:
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
     detection: DetectionConfig = field(default_factory=DetectionConfig)
+    score_thresholds: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass

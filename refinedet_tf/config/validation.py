@@ -108,6 +108,9 @@ def validate_model(model: ModelConfig) -> None:
         "must not be negative; 0 takes all",
     )
     _check(detection.max_detections > 0, "model.detection.max_detections", detection.max_detections, "must be positive")
+    for name, threshold in model.score_thresholds.items():
+        _check_choice("model.score_thresholds", name, tuple(model.classes))
+        _check(0 <= threshold <= 1, f"model.score_thresholds.{name}", threshold, "must be in [0, 1]")
     _check_choice("model.detection.suppression", detection.suppression, SUPPRESSIONS)
 
 

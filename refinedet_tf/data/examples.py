@@ -25,6 +25,8 @@ class Example:
             be negatives, as in the authors' code) and ignored in evaluation.
         part: position of the encoded image in a record file, in bytes: start of the record, offset of the image in the
             record's contents, length of the image. None if `image_path` is an image file.
+        areas: float32 `[m]`, areas of the objects' outlines in square pixels, NaN where the annotation states none; by
+            them COCO's evaluation calls objects small, medium or large. None if no area is stated.
     """
 
     image_id: str
@@ -36,6 +38,7 @@ class Example:
     difficult: np.ndarray
     crowd: np.ndarray
     part: tuple[int, int, int] | None = None
+    areas: np.ndarray | None = None
 
     def read_image(self) -> bytes:
         """Returns the encoded image.

@@ -105,19 +105,25 @@ def examples_to_truths(examples: Sequence[Example]) -> list[ImageTruth]:
 
     Crowds count as difficult: they need not be found, and detections in them are not errors.
     """
-    return [
-        ImageTruth(
-            boxes=np.asarray(example.boxes, np.float64) * ((example.width, example.height) * 2),
-            classes=np.asarray(example.classes),
-            difficult=np.asarray(example.difficult | example.crowd, bool),
-        )
-        for example in examples
-    ]
+    return [_to_truth(example) for example in examples]
 
 
 def clip_boxes(image: ImageDetections, right: float, bottom: float, offset: float = 0.0) -> ImageDetections:
     """Clips x to [0, right] and y to [0, bottom], then adds an offset to all coordinates."""
     return ImageDetections(np.clip(image.boxes, 0, (right, bottom) * 2) + offset, image.scores, image.classes)
+
+
+def _to_truth(example: Example) -> ImageTruth:
+    boxes = np.asarray(example.boxes, np.float64) * ((example.width, example.height) * 2)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
+    if example.areas is not None:
+        areas = np.where(np.isnan(example.areas), areas, example.areas)
+    return ImageTruth(
+        boxes=boxes,
+        classes=np.asarray(example.classes),
+        difficult=np.asarray(example.difficult | example.crowd, bool),
+        areas=areas,
+    )
 
 
 def _check_lengths(image: ImageDetections | ImageTruth, *names: str) -> None:

@@ -75,7 +75,7 @@ class NetworkAtSizes:
                 return suppress(boxes, scores, **as_dict(protocol.detection))
             return _candidates(boxes, scores, threshold)
 
-        return detect
+        return detect.get_concrete_function()
 
 
 def network_at_size(model: RefineDet, size: tuple[int, int]) -> keras.Model:

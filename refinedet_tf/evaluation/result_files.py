@@ -41,7 +41,7 @@ def write_voc_results(folder: str | os.PathLike, detections: Sequence[ImageDetec
 def write_coco_results(path: str | os.PathLike, detections: Sequence[ImageDetections], data: ExampleSet) -> None:
     """Writes COCO's result JSON, with the data set's own image and category ids.
 
-    Boxes are (x, y, width, height) in pixels, clipped to the image. Image ids that are numbers are written as numbers;
+    Boxes are (x, y, width, height) in pixels, clipped to the image. Image ids of digits are written as numbers;
     categories of data without ids are numbered from 1.
 
     Args:
@@ -52,7 +52,7 @@ def write_coco_results(path: str | os.PathLike, detections: Sequence[ImageDetect
     category_ids = _category_ids(data)
     results = []
     for found, example in zip(detections, data.examples, strict=True):
-        image_id = int(example.image_id) if example.image_id.isdecimal() else example.image_id
+        image_id = _coco_image_id(example)
         found = clip_boxes(found, example.width, example.height)
         boxes = np.concatenate([found.boxes[:, :2], found.boxes[:, 2:] - found.boxes[:, :2]], axis=1)
         for box, score, label in zip(boxes.tolist(), found.scores.tolist(), found.classes.tolist(), strict=True):
@@ -115,6 +115,10 @@ def _category_ids(data: ExampleSet) -> list[int]:
     return list(range(1, len(data.classes) + 1)) if data.category_ids is None else data.category_ids
 
 
+def _coco_image_id(example: Example) -> int | str:
+    return int(example.image_id) if example.image_id.isdecimal() else example.image_id
+
+
 def _coco_entries(content: list[dict[str, Any]], data: ExampleSet) -> Iterator[tuple[str, list[tuple]]]:
     labels = {category_id: index for index, category_id in enumerate(_category_ids(data))}
     for entry in content:
@@ -144,8 +148,8 @@ def _places(examples: Sequence[Example], *, by_file: bool) -> dict[str, int]:
     places: dict[str, int] = {}
     for index, example in enumerate(examples):
         # A record file holds many images, which only their ids tell apart.
-        named = example.image_path if by_file and example.part is None else None
-        key = Path(named).stem if named else Path(example.image_id).stem if by_file else example.image_id
+        file = example.image_path if example.part is None else example.image_id
+        key = Path(file).stem if by_file else str(_coco_image_id(example))
         if key in places:
             raise DataError(f"Two images are named {key}; evaluate saved detections on one folder of images at a time.")
         places[key] = index

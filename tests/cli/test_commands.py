@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from refinedet_tf.visualization import class_color
+from refinedet_tf.weights import load_model
 from tests.conftest import PROJECT
 
 
@@ -27,19 +28,48 @@ def saved_model(finished_run, tmp_path_factory):
     return path
 
 
-def test_evaluate_prints_the_same_figures_for_the_model_and_its_export(finished_run, saved_model, shapes_dir, tmp_path):
-    figures = []
-    for number, model in enumerate([finished_run / "model.keras", saved_model]):
-        file = tmp_path / f"{number}.json"
-        code, output, error = run("-m", "refinedet_tf", "evaluate", f"--model={model}", f"--data_dir={shapes_dir}",
-                                  "--splits=val", f"--json={file}")  # fmt: skip
-        assert code == 0, error
-        assert all(name in output for name in ("circle", "square", "triangle", "star", "mean", "COCO"))
-        figures.append(json.loads(file.read_text()))
+def test_evaluate_prints_and_writes_the_same_figures_for_every_form(finished_run, saved_model, shapes_dir, tmp_path):
+    model = tmp_path / "model.keras"
+    shutil.copy(finished_run / "model.keras", model)
+    arguments = ["-m", "refinedet_tf", "evaluate", f"--data_dir={shapes_dir}", "--splits=val"]
+    code, output, error = run(*arguments, f"--model={model}", f"--json={tmp_path / 'one.json'}",
+                              f"--report={tmp_path / 'report'}", f"--coco_results={tmp_path / 'coco.json'}",
+                              f"--voc_results={tmp_path / 'voc'}", "--save_thresholds")  # fmt: skip
+    assert code == 0, error
+    assert all(name in output for name in ("circle", "square", "triangle", "star", "mean", "COCO", "AR_large"))
+    figures = json.loads((tmp_path / "one.json").read_text())
     trained = json.loads((finished_run / "evaluations.json").read_text())[-1]
-    assert figures[0]["voc"]["mean_ap_11_point"] == pytest.approx(trained["val_ap"])
-    for name, row in figures[0]["voc"]["classes"].items():
-        assert figures[1]["voc"]["classes"][name]["ap_area"] == pytest.approx(row["ap_area"], abs=1e-3)
+    assert figures["ap_11_point"] == pytest.approx(trained["val_ap"])
+    report = json.loads((tmp_path / "report" / "evaluation.json").read_text())
+    assert {name: report[name] for name in figures} == figures
+    assert report["title"] == str(model) and (tmp_path / "report" / "evaluation.html").is_file()
+    assert load_model(model).config.score_thresholds == report["score_thresholds"]
+    assert sorted(path.name for path in (tmp_path / "voc").iterdir()) == [
+        f"comp4_det_test_{name}.txt" for name in ("circle", "square", "star", "triangle")]  # fmt: skip
+
+    # The detections, once made, are as good as the model; the export differs by rounding.
+    found = tmp_path / "coco.json"
+    code, output, error = run(*arguments, f"--model={saved_model}", f"--detections={found}",
+                              f"--json={tmp_path / 'two.json'}")  # fmt: skip
+    assert code == 0, error
+    exported, again = (json.loads((tmp_path / "two.json").read_text())[str(name)] for name in (saved_model, found))
+    for name, row in figures["voc"]["classes"].items():
+        assert exported["voc"]["classes"][name]["ap_area"] == pytest.approx(row["ap_area"], abs=1e-3)
+        assert again["voc"]["classes"][name]["ap_area"] == pytest.approx(row["ap_area"], abs=1e-3)
+    comparison = [line.split()[0] for line in output.splitlines()[-2:]]
+    assert comparison == [str(saved_model), str(found)]
+
+
+def test_evaluate_names_what_does_not_go_together(finished_run, shapes_dir):
+    model = f"--model={finished_run / 'model.keras'}"
+    for arguments, message in (
+        ([], "Give --model or --detections"),
+        ([model, model, "--report=out"], "--report is for one model; 2 are given"),
+        (["--detections=x.json", "--save_thresholds"], "needs a .keras --model"),
+        ([model, "--protocol=paper", "--robustness"], "--robustness needs a --model and no --protocol"),
+    ):
+        code, _, error = run("-m", "refinedet_tf", "evaluate", f"--data_dir={shapes_dir}", *arguments)
+        assert code == 1 and message in error
 
 
 def test_detect_draws_what_it_writes_and_skips_what_it_cannot_read(finished_run, shapes_dir, tmp_path):

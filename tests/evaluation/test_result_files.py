@@ -22,7 +22,7 @@ def example(image_id, path, height=100, width=200):
     return Example(image_id, path, height, width, boxes, np.array([0, 1], np.int32), flags, flags)
 
 
-DATA = ExampleSet([example("17", "a/x.jpg"), example("4", "a/y.jpg"), example("9", "a/z.jpg")], NAMES, [], [18, 44])
+DATA = ExampleSet([example("000017", "a/x.jpg"), example("4", "a/y.jpg"), example("9", "a/z.jpg")], NAMES, [], [18, 44])
 DETECTIONS = [
     ImageDetections(np.array([[20.25, 10, 100, 60], [-3, 20, 210, 90]]), np.array([0.75, 0.5]), np.array([0, 1])),
     ImageDetections(np.zeros([0, 4]), np.zeros(0), np.zeros(0, int)),
@@ -33,10 +33,10 @@ DETECTIONS = [
 def test_voc_lines_count_from_1_with_six_decimals(tmp_path):
     write_voc_results(tmp_path / "results", DETECTIONS, DATA)
     assert (tmp_path / "results" / "comp4_det_test_cat.txt").read_text() == (
-        "17 0.750000 21.250000 11.000000 101.000000 61.000000\n"
+        "000017 0.750000 21.250000 11.000000 101.000000 61.000000\n"
     )
     assert (tmp_path / "results" / "comp4_det_test_dog.txt").read_text() == (
-        "17 0.500000 1.000000 21.000000 200.000000 91.000000\n"
+        "000017 0.500000 1.000000 21.000000 200.000000 91.000000\n"
         "9 0.125000 121.000000 21.000000 181.000000 91.500000\n"
     )  # fmt: skip
 

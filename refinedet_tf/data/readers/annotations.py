@@ -64,6 +64,7 @@ class AnnotatedObject:
     corners: Sequence[float]
     difficult: bool = False
     crowd: bool = False
+    area: float = math.nan
 
 
 def read_all(items: Sequence[Any], read: Callable[[Any], Any], description: str, unit: str = "image") -> list[Any]:
@@ -177,7 +178,7 @@ def add_example(
     stored_pixels = _means_stored_pixels(reading, image, stated_size, where or reading.source)
     height, width = (image.width, image.height) if stored_pixels else (image.height, image.width)
     height, width, tolerance = (1, 1, 1 / min(height, width)) if relative else (height, width, 1)
-    boxes, difficult, crowd = [], [], []
+    boxes, difficult, crowd, areas = [], [], [], []
     for item in objects:
         reading.all_names.append(item.name)
         box, what = relative_box(item.corners, height, width, tolerance)
@@ -189,6 +190,7 @@ def add_example(
             reading.names.append(item.name)
             difficult.append(item.difficult)
             crowd.append(item.crowd)
+            areas.append(item.area)
     reading.example = Example(
         image_id,
         image_path,
@@ -199,6 +201,7 @@ def add_example(
         difficult=np.array(difficult, bool),
         crowd=np.array(crowd, bool),
         part=part,
+        areas=None if all(map(math.isnan, areas)) else np.array(areas, np.float32),
     )
 
 

@@ -114,6 +114,7 @@ def _read(file: _File, image: dict[str, Any]) -> Reading:
                 file.names[annotation["category_id"]],
                 _corners(annotation.get("bbox")),
                 crowd=annotation.get("iscrowd") == 1,
+                area=number(annotation.get("area")),
             )
         )
     stated_size = number(image.get("width")), number(image.get("height"))

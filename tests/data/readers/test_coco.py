@@ -184,3 +184,15 @@ def test_crowds_are_ignored_in_evaluation(coco_folder):
     assert coco_average_precision(detections, truths, ["cat"]).metrics["AP"] == pytest.approx(1.0)
     whole = [ImageDetections(boxes[::2], np.array([0.5, 0.9]), np.zeros(2, int))]
     assert voc_average_precision(whole, truths, ["cat"]).mean_ap_area == pytest.approx(1.0)
+
+
+def test_stated_areas_decide_which_objects_are_small(coco_folder):
+    # Boxes of 40 x 40 pixels, above 32 x 32; the first states the area of a thin outline, the second none.
+    coco_folder.add(1, [(3, [0, 0, 40, 40], {"area": 300.5}), (3, [50, 0, 40, 40], {"area": None})], size=(100, 60))
+    found = coco_folder.read(["cat"])
+    np.testing.assert_array_equal(found.examples[0].areas, [300.5, np.nan])
+    truths = examples_to_truths(found.examples)
+    np.testing.assert_allclose(truths[0].areas, [300.5, 1600])
+    detections = [ImageDetections(truths[0].boxes[:1], np.ones(1), np.zeros(1, int))]
+    metrics = coco_average_precision(detections, truths, ["cat"]).metrics
+    assert (metrics["AR_small"], metrics["AR_medium"]) == (pytest.approx(1.0), 0.0)
