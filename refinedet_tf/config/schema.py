@@ -214,7 +214,9 @@ class TrainConfig:
     Attributes:
         epochs: number of passes over the training images.
         batch_size: number of images of a step, over all GPUs.
-        optimizer: one of `OPTIMIZERS`. `sgd` is the paper's: momentum, twice the rate and no decay for biases.
+        optimizer: one of `OPTIMIZERS`, or a mapping of `name` and `arguments` for any class of `keras.optimizers`, or,
+            with the prefix `tfa:`, of `tensorflow_addons.optimizers`. `sgd` is the paper's: momentum, twice the rate
+            and no decay for biases.
         learning_rate: the rate after the warm-up.
         schedule: `multistep` multiplies the rate by `decay_rate` after each of `decay_epochs`; `cosine` reduces it to
             zero at the last step.
@@ -224,8 +226,12 @@ class TrainConfig:
         momentum: the momentum of `sgd`.
         weight_decay: `sgd`: coefficient of the L2 term added to the gradient; `adam`: decoupled (AdamW).
         clip_norm: gradients of a larger global norm are scaled down to it; 0 disables clipping.
+        ema_momentum: the momentum of an exponential moving average of the weights, such as 0.999, with which the model
+            is evaluated and saved; 0 disables it.
+        accumulation_steps: number of steps whose gradients are averaged for one update of the weights, for large
+            batches on small devices; Keras 3 only.
         precision: Keras's precision policy, one of `PRECISIONS`.
-        jit_compile: whether to compile the training step with XLA.
+        jit_compile: whether to compile the training step with XLA; `auto` does so on GPUs.
         normalize_positives: with several GPUs, losses are divided by the positives of each GPU's share of the batch,
             `per_replica`, as in the original, or by those of the whole batch, `global`, as on one GPU.
         seed: random seed of initial weights, order and augmentation.
@@ -239,7 +245,7 @@ class TrainConfig:
 
     epochs: int = 1
     batch_size: int = 32
-    optimizer: str = "sgd"
+    optimizer: Any = "sgd"
     learning_rate: float = 1e-3
     schedule: str = "multistep"
     decay_epochs: list[int] = field(default_factory=list)
@@ -248,8 +254,10 @@ class TrainConfig:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     clip_norm: float = 0.0
+    ema_momentum: float = 0.0
+    accumulation_steps: int = 1
     precision: str = "float32"
-    jit_compile: bool = False
+    jit_compile: Any = "auto"
     normalize_positives: str = "per_replica"
     seed: int = 0
     weights: str | None = None

@@ -1,6 +1,7 @@
 """Checks values of a recipe beyond their types."""
 
 import itertools
+from typing import Any
 
 from refinedet_tf.config.schema import (
     BACKBONES,
@@ -36,7 +37,7 @@ def validate(config: Config) -> None:
     _check(data.max_boxes > 0, "data.max_boxes", data.max_boxes, "must be positive")
     ratio = data.augmentation.expand_max_ratio
     _check(ratio >= 1, "data.augmentation.expand_max_ratio", ratio, "must be at least 1")
-    for key in ("epochs", "batch_size", "learning_rate", "evaluate_every", "keep_checkpoints"):
+    for key in ("epochs", "batch_size", "learning_rate", "evaluate_every", "keep_checkpoints", "accumulation_steps"):
         _check(getattr(train, key) > 0, f"train.{key}", getattr(train, key), "must be positive")
     for key in ("warmup_steps", "weight_decay", "clip_norm", "checkpoint_steps"):
         _check(getattr(train, key) >= 0, f"train.{key}", getattr(train, key), "must not be negative")
@@ -50,11 +51,38 @@ def validate(config: Config) -> None:
     _check(train.decay_rate > 0, "train.decay_rate", train.decay_rate, "must be positive")
     _check(0 <= train.momentum < 1, "train.momentum", train.momentum, "must be in [0, 1)")
     _check_choice("train.normalize_positives", train.normalize_positives, NORMALIZE_POSITIVES)
-    choices = {"optimizer": OPTIMIZERS, "schedule": SCHEDULES, "precision": PRECISIONS, "best_metric": BEST_METRICS}
+    _check(0 <= train.ema_momentum < 1, "train.ema_momentum", train.ema_momentum, "must be in [0, 1)")
+    _check(
+        train.jit_compile == "auto" or isinstance(train.jit_compile, bool),
+        "train.jit_compile",
+        train.jit_compile,
+        "must be auto, true or false",
+    )
+    _validate_optimizer(train.optimizer)
+    choices = {"schedule": SCHEDULES, "precision": PRECISIONS, "best_metric": BEST_METRICS}
     for key, known in choices.items():
         _check_choice(f"train.{key}", getattr(train, key), known)
     if config.evaluation.protocol is not None:
         _check_choice("evaluation.protocol", config.evaluation.protocol, EVALUATION_PROTOCOLS)
+
+
+def _validate_optimizer(optimizer: Any) -> None:
+    if not isinstance(optimizer, dict):
+        _check(isinstance(optimizer, str), "train.optimizer", optimizer, "must be a name or a mapping")
+        _check_choice("train.optimizer", optimizer, OPTIMIZERS)
+        return
+    keys = set(optimizer)
+    _check(
+        isinstance(optimizer.get("name"), str) and keys <= {"name", "arguments", "rate_factor"},
+        "train.optimizer",
+        optimizer,
+        "must be a name, or a mapping with the keys name, arguments and rate_factor",
+    )
+    arguments = optimizer.get("arguments", {})
+    _check(isinstance(arguments, dict), "train.optimizer.arguments", arguments, "must be a mapping")
+    for value in arguments.values():
+        if isinstance(value, dict) and "name" in value:
+            _validate_optimizer(value)
 
 
 def validate_model(model: ModelConfig) -> None:

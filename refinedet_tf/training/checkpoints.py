@@ -15,6 +15,7 @@ from tensorflow import keras
 
 from refinedet_tf.errors import TrainingError
 from refinedet_tf.training.files import explained_errors, sync_folder, write_file
+from refinedet_tf.training.optimizer_state import state_variables
 
 VARIABLES, PROGRESS, MANIFEST = "variables.npz", "progress.json", "manifest.json"
 
@@ -48,7 +49,7 @@ class RunVariables:
     def __init__(self, model: keras.Model):
         """Collects the variables of a compiled model whose optimizer is built."""
         metrics = [variable for metric in model.metrics for variable in metric.variables]
-        variables = [*model.variables, *optimizer_variables(model.optimizer), *metrics]
+        variables = [*model.variables, *state_variables(model.optimizer), *metrics]
         self._variables = list({id(variable): variable for variable in variables}.values())
 
     def read(self) -> list[np.ndarray]:
@@ -66,12 +67,6 @@ class RunVariables:
             raise TrainingError("The checkpoint belongs to another model or optimizer.")
         for variable, value in zip(self._variables, values, strict=True):
             variable.assign(value)
-
-
-def optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list[tf.Variable]:
-    """Returns the state of an optimizer: a property in Keras 3, a method of older optimizers."""
-    variables = optimizer.variables
-    return list(variables() if callable(variables) else variables)
 
 
 class Checkpoints:

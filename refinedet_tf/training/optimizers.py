@@ -6,20 +6,21 @@ import tensorflow as tf
 from tensorflow import keras
 
 from refinedet_tf.config import TrainConfig
+from refinedet_tf.training.named_optimizers import NOT_DECAYED, build_named_optimizer, keras_settings
 
 BIAS_RATE_MULTIPLIER = 2.0
 
 
 @keras.utils.register_keras_serializable("refinedet_tf")
 class CaffeSGD(keras.optimizers.SGD):
-    """SGD with momentum as the original trains: biases at twice the rate and without decay.
+    """The original's SGD with momentum: biases learn at twice the rate and are not decayed.
 
     `g = gradient + weight_decay * w`, `v = momentum * v + rate * g`, `w = w - v`; for biases `g = 2 * gradient`. The
     decay is the gradient of an L2 penalty and so passes through the momentum, unlike Keras's own `weight_decay`.
     """
 
     def __init__(self, learning_rate: Any = 1e-3, momentum: float = 0.9, l2_decay: float = 5e-4, **kwargs: Any):
-        """Arguments are those of `keras.optimizers.SGD`, and `l2_decay` for the decay."""
+        """Takes the arguments of `keras.optimizers.SGD`, and `l2_decay`, the coefficient of the decay."""
         super().__init__(learning_rate=learning_rate, momentum=momentum, **kwargs)
         self.l2_decay = l2_decay
 
@@ -32,40 +33,40 @@ class CaffeSGD(keras.optimizers.SGD):
         super().update_step(gradient, variable, *rate)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor."""
+        """Returns the arguments of the constructor."""
         return {**super().get_config(), "l2_decay": self.l2_decay}
 
 
 @keras.utils.register_keras_serializable("refinedet_tf")
 class WarmUp(keras.optimizers.schedules.LearningRateSchedule):
-    """A linear rise to the start of another schedule, which counts its own steps from the first one on."""
+    """Scales the first steps of another schedule with a factor that rises linearly to 1."""
 
     def __init__(self, schedule: keras.optimizers.schedules.LearningRateSchedule, steps: int):
-        """The rate at step `s < steps` is `(s + 1) / steps` of the schedule's."""
+        """Multiplies the schedule's rate at step `s < steps` by `(s + 1) / steps`."""
         self.schedule = schedule
         self.steps = steps
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
-        """The rate at a step."""
+        """Returns the rate at a step."""
         rate = self.schedule(step)
         return rate * tf.cast(tf.minimum((tf.cast(step, tf.float32) + 1.0) / self.steps, 1.0), rate.dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """The arguments of the constructor."""
+        """Returns the arguments of the constructor."""
         return {"schedule": self.schedule, "steps": self.steps}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "WarmUp":
-        """The inverse of `get_config`, after a trip through JSON too."""
+        """Inverts `get_config`, also after a trip through JSON."""
         return cls(keras.utils.deserialize_keras_object(config["schedule"]), config["steps"])
 
 
 def build_schedule(config: TrainConfig, steps_per_epoch: int) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The learning rate of a recipe as a function of the step."""
+    """Builds the learning-rate schedule of a recipe, a function of the step."""
     if config.schedule == "cosine":
         schedule = keras.optimizers.schedules.CosineDecay(config.learning_rate, config.epochs * steps_per_epoch)
     else:
-        # Keras wants a boundary; one at the end of the training changes nothing.
+        # Keras needs a boundary; one at the end of training changes nothing.
         epochs = config.decay_epochs or [config.epochs]
         # In Keras a boundary belongs to the steps before it, hence the -1.
         boundaries = [epoch * steps_per_epoch - 1 for epoch in epochs]
@@ -74,17 +75,30 @@ def build_schedule(config: TrainConfig, steps_per_epoch: int) -> keras.optimizer
     return WarmUp(schedule, config.warmup_steps) if config.warmup_steps else schedule
 
 
-def build_optimizer(config: TrainConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """The optimizer of a recipe with its schedule."""
+def build_optimizer(
+    config: TrainConfig, steps_per_epoch: int, model: keras.Model | None = None
+) -> keras.optimizers.Optimizer:
+    """Builds the optimizer of a recipe with its schedule.
+
+    Args:
+        config: the `train` section.
+        steps_per_epoch: batches of an epoch.
+        model: the model to train; only `tfa:MultiOptimizer` needs it.
+
+    Raises:
+        ConfigError: a named optimizer cannot be built, or this version of Keras cannot do what is asked for.
+    """
     rate = build_schedule(config, steps_per_epoch)
-    clip = {"global_clipnorm": config.clip_norm or None}
+    if isinstance(config.optimizer, dict):
+        return build_named_optimizer(config.optimizer, rate, config, model)
+    settings = keras_settings(config)
     if config.optimizer == "sgd":
-        return CaffeSGD(rate, momentum=config.momentum, l2_decay=config.weight_decay, **clip)
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, **clip)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "beta", "gamma", "scale"])
+        return CaffeSGD(rate, momentum=config.momentum, l2_decay=config.weight_decay, **settings)
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=config.weight_decay, **settings)
+    optimizer.exclude_from_weight_decay(var_names=NOT_DECAYED)
     return optimizer
 
 
 def _name(variable: tf.Variable) -> str:
-    """`bias` of `conv4_3/bias` (Keras 3) and `conv4_3/bias:0` (Keras 2)."""
+    """Returns `bias` for `conv4_3/bias` (Keras 3) and `conv4_3/bias:0` (Keras 2)."""
     return variable.name.split("/")[-1].split(":")[0]

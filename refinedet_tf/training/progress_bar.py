@@ -15,11 +15,12 @@ class ProgressBar:
     """
 
     def __init__(
-        self, *, epoch: int, epochs: int, step: int, steps: int, batch_size: int, learning_rate: Callable[[], float]
+        self, *, epoch: int, epochs: int, step: int, steps: int, batch_size: int, learning_rate: Callable[[int], float]
     ):
-        """Starts at a step of an epoch, both counted from 0."""
+        """Starts at a step of an epoch, both counted from 0; `learning_rate` is that of a step of the epoch."""
         self._batch_size = batch_size
         self._learning_rate = learning_rate
+        self._step = step
         self._steps_left = (epochs - epoch) * steps - step
         self._first_end = self._shown = None
         self._steps_since = 0
@@ -46,6 +47,7 @@ class ProgressBar:
             logs: the mean losses of the epoch.
         """
         now = time.monotonic()
+        self._step += 1
         self._steps_left -= 1
         if self._first_end is None:
             self._first_end = self._shown = now  # the first step takes longer: TensorFlow builds its graph
@@ -53,7 +55,7 @@ class ProgressBar:
             self._steps_since += 1
             if now - self._shown >= INTERVAL or self._bar.n + self._batch_size >= self._bar.total:
                 left = self._steps_left * (now - self._first_end) / self._steps_since
-                rate = f"{self._learning_rate():.2g}"
+                rate = f"{self._learning_rate(self._step - 1):.2g}"
                 self._bar.set_postfix(
                     loss=f"{logs['loss']:.3f}", rate=rate, left=tqdm.format_interval(left), refresh=False
                 )

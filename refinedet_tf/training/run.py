@@ -15,6 +15,7 @@ from refinedet_tf.model import build_model
 from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.training.callbacks import Steps
 from refinedet_tf.training.checkpoints import Progress, RunVariables
+from refinedet_tf.training.optimizer_state import assign_averages, averaged_weights, create_state
 from refinedet_tf.training.optimizers import build_optimizer, build_schedule
 from refinedet_tf.training.progress_bar import ProgressBar
 from refinedet_tf.training.run_folder import RunFolder
@@ -49,9 +50,12 @@ class Run:
             self.model = build_model(config)
             if config.train.weights:
                 logging.info("%s", load_weights(self.model, config.train.weights).summary())
-            optimizer = build_optimizer(config.train, len(self.dataset))
-            self.model.compile(optimizer, jit_compile=config.train.jit_compile)
-            self.model.optimizer.build(self.model.trainable_variables)
+            optimizer = build_optimizer(config.train, len(self.dataset), self.model)
+            jit_compile = config.train.jit_compile
+            if jit_compile == "auto":
+                jit_compile = bool(tf.config.list_physical_devices("GPU"))
+            self.model.compile(optimizer, jit_compile=jit_compile)
+            create_state(self.model.optimizer, self.model.trainable_variables)
         self._schedule = build_schedule(config.train, len(self.dataset))
         self.variables = RunVariables(self.model)
 
@@ -74,6 +78,7 @@ class Run:
             progress = self._complete_epoch(progress, folder, stop_requests)
             self._write_results(progress, folder)
             stop_requests.stop()
+        assign_averages(self.model.optimizer, self.model.trainable_variables)
         save_loss_curves(folder.path / "log.csv", folder.path / "curves.png")
 
     def _restore(self, folder: RunFolder) -> Progress:
@@ -98,7 +103,7 @@ class Run:
             step=progress.step,
             steps=steps,
             batch_size=train.batch_size,
-            learning_rate=lambda: float(self._schedule(self.model.optimizer.iterations)),
+            learning_rate=lambda step: float(self._schedule(progress.epoch * steps + step)),
         )
         watch = Steps(
             progress,
@@ -123,7 +128,7 @@ class Run:
         evaluations = progress.evaluations
         if number % train.evaluate_every == 0 or number == train.epochs:
             folder.checkpoints.save(values, progress)
-            with stop_requests.at_once(), _averaged_weights(self.model):
+            with stop_requests.at_once(), averaged_weights(self.model):
                 result = evaluate(
                     self.model,
                     self._val_set,
@@ -145,7 +150,7 @@ class Run:
             return
         # None, where no class has ground truth, is the lowest; the earliest of equals is the best.
         best = max(progress.evaluations, key=lambda entry: -1.0 if entry[AP_LOG] is None else entry[AP_LOG])
-        with _averaged_weights(self.model):
+        with averaged_weights(self.model):
             folder.write_models(self.model, best=best["epoch"] == progress.epoch)
 
     def _build_dataset(self, first_step: int) -> tf.data.Dataset:
@@ -169,21 +174,6 @@ class Run:
         order = epoch_order(len(examples), self._config.train.seed, progress.epoch).numpy()
         first = progress.step * batch_size
         return [examples[index].image_id for index in order[first : first + batch_size]]
-
-
-@contextlib.contextmanager
-def _averaged_weights(model: keras.Model) -> Iterator[None]:
-    """Puts moving averages in place of the weights, if the optimizer keeps them."""
-    if not getattr(model.optimizer, "use_ema", False):
-        yield
-        return
-    weights = [tf.convert_to_tensor(variable).numpy() for variable in model.trainable_variables]
-    model.optimizer.finalize_variable_values(model.trainable_variables)
-    try:
-        yield
-    finally:
-        for variable, value in zip(model.trainable_variables, weights, strict=True):
-            variable.assign(value)
 
 
 @contextlib.contextmanager
