@@ -62,6 +62,7 @@ CHANGED = Config(
         normalize_positives="global",
         seed=4,
         weights="some.file",
+        class_map="coco_to_voc",
         evaluate_every=2,
         best_metric="coco_ap",
         checkpoint_steps=50,

@@ -17,6 +17,7 @@ from refinedet_tf.errors import RefineDetError, did_you_mean
 
 # The module of a command has its name, with underscores.
 COMMANDS = (
+    "new-recipe",
     "train",
     "evaluate",
     "detect",

@@ -237,6 +237,7 @@ class TrainConfig:
         seed: random seed of initial weights, order and augmentation.
         weights: initial weights: a file, `imagenet` (keras.applications, a download), `efficientnet_lite0` (1, 2: the
             package of the extra lite0), or nothing.
+        class_map: for initial weights with other class names: `coco_to_voc`, or a file that `load_weights` takes.
         evaluate_every: number of epochs between evaluations; the last epoch is always evaluated.
         best_metric: the average precision that chooses `best.keras`, one of `BEST_METRICS`.
         checkpoint_steps: steps between checkpoints within an epoch; 0: only at the end of each epoch.
@@ -261,6 +262,7 @@ class TrainConfig:
     normalize_positives: str = "per_replica"
     seed: int = 0
     weights: str | None = None
+    class_map: str | None = None
     evaluate_every: int = 10
     best_metric: str = "ap_11_point"
     checkpoint_steps: int = 0

@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
+import numpy as np
 import tensorflow as tf
 from absl import logging
 from tensorflow import keras
@@ -10,20 +11,23 @@ from tensorflow import keras
 from refinedet_tf.config import Config
 from refinedet_tf.data.examples import ExampleSet
 from refinedet_tf.data.pipeline import epoch_order, epoch_variable, training_pipeline
-from refinedet_tf.evaluation.evaluator import evaluate
+from refinedet_tf.evaluation.evaluator import EvaluationResult, evaluate
 from refinedet_tf.model import build_model
 from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.training.callbacks import Steps
 from refinedet_tf.training.checkpoints import Progress, RunVariables
+from refinedet_tf.training.files import explained_errors
 from refinedet_tf.training.optimizer_state import assign_averages, averaged_weights, create_state
 from refinedet_tf.training.optimizers import build_optimizer, build_schedule
 from refinedet_tf.training.progress_bar import ProgressBar
+from refinedet_tf.training.report import best_evaluation, draw_comparisons, write_report
 from refinedet_tf.training.run_folder import RunFolder
 from refinedet_tf.training.stopping import StopRequests
 from refinedet_tf.visualization.curves import save_loss_curves
 from refinedet_tf.weights import load_weights
 
 AP_LOG = "val_ap"
+SUMMARY_IMAGES = 4  # pictures for TensorBoard
 
 
 class Run:
@@ -49,7 +53,7 @@ class Run:
         with strategy.scope(), _precision_policy(config.train.precision):
             self.model = build_model(config)
             if config.train.weights:
-                logging.info("%s", load_weights(self.model, config.train.weights).summary())
+                logging.info("%s", load_weights(self.model, config.train.weights, config.train.class_map).summary())
             optimizer = build_optimizer(config.train, len(self.dataset), self.model)
             jit_compile = config.train.jit_compile
             if jit_compile == "auto":
@@ -58,6 +62,7 @@ class Run:
             create_state(self.model.optimizer, self.model.trainable_variables)
         self._schedule = build_schedule(config.train, len(self.dataset))
         self.variables = RunVariables(self.model)
+        self._result: EvaluationResult | None = None
 
     def train(self, folder: RunFolder, stop_requests: StopRequests) -> None:
         """Goes on from the folder's last checkpoint, or from the start, and leaves the results in the folder.
@@ -79,7 +84,7 @@ class Run:
             self._write_results(progress, folder)
             stop_requests.stop()
         assign_averages(self.model.optimizer, self.model.trainable_variables)
-        save_loss_curves(folder.path / "log.csv", folder.path / "curves.png")
+        self._write_report(progress, folder)
 
     def _restore(self, folder: RunFolder) -> Progress:
         """Sets all variables to those of the last checkpoint and brings the results in line with it."""
@@ -129,18 +134,15 @@ class Run:
         if number % train.evaluate_every == 0 or number == train.epochs:
             folder.checkpoints.save(values, progress)
             with stop_requests.at_once(), averaged_weights(self.model):
-                result = evaluate(
-                    self.model,
-                    self._val_set,
-                    batch_size=train.batch_size,
-                    protocol=self._config.evaluation.protocol,
-                )
+                result = self._evaluate()
             logging.info("Epoch %d, validation:\n%s", number, result.table())
+            self._result = result
             figures = result.as_dict()
             row[AP_LOG] = figures[train.best_metric]
             evaluations = [*evaluations, {"epoch": number, AP_LOG: row[AP_LOG], **figures}]
         progress = Progress(epoch=number, rows=[*progress.rows, row], evaluations=evaluations)
         folder.checkpoints.save(values, progress)
+        self._write_summaries(progress, folder)
         return progress
 
     def _write_results(self, progress: Progress, folder: RunFolder) -> None:
@@ -148,10 +150,40 @@ class Run:
         folder.write_history(progress)
         if progress.step or not progress.evaluations or progress.evaluations[-1]["epoch"] != progress.epoch:
             return
-        # None, where no class has ground truth, is the lowest; the earliest of equals is the best.
-        best = max(progress.evaluations, key=lambda entry: -1.0 if entry[AP_LOG] is None else entry[AP_LOG])
+        best = best_evaluation(progress.evaluations)
         with averaged_weights(self.model):
             folder.write_models(self.model, best=best["epoch"] == progress.epoch)
+
+    def _write_summaries(self, progress: Progress, folder: RunFolder) -> None:
+        """Writes the last epoch's numbers for TensorBoard, with pictures if it has been evaluated."""
+        row, evaluations = progress.rows[-1], progress.evaluations
+        with tf.summary.create_file_writer(str(folder.path / "tensorboard")).as_default(step=progress.epoch):
+            for name, value in row.items():
+                if name != "epoch" and value is not None:
+                    tf.summary.scalar(name, value)
+            tf.summary.scalar("learning_rate", self._schedule(progress.epoch * len(self.dataset) - 1))
+            if evaluations and evaluations[-1]["epoch"] == progress.epoch:
+                for index, picture in enumerate(draw_comparisons(self._result, self._val_set, {}, SUMMARY_IMAGES)):
+                    tf.summary.image(f"ground truth and detections/{index}", picture[np.newaxis])
+
+    def _write_report(self, progress: Progress, folder: RunFolder) -> None:
+        """Draws the curves and writes the report of a finished run, unless they are there."""
+        if self._result is None:
+            if (folder.path / "report.html").exists():
+                return
+            self._result = self._evaluate()
+        with explained_errors(folder.path):
+            save_loss_curves(folder.path / "log.csv", folder.path / "curves.png")
+            write_report(folder.path, self._config, progress, self._result, len(self._train_set), self._val_set)
+
+    def _evaluate(self) -> EvaluationResult:
+        """Evaluates the model on the validation images."""
+        return evaluate(
+            self.model,
+            self._val_set,
+            batch_size=self._config.train.batch_size,
+            protocol=self._config.evaluation.protocol,
+        )
 
     def _build_dataset(self, first_step: int) -> tf.data.Dataset:
         """The batches of an epoch from a step on."""

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from refinedet_tf.config import load_config
+from refinedet_tf.errors import DataError
+from refinedet_tf.training.new_recipe import PAPER_SIZES, coverage, fit_anchors, new_recipe
+
+
+def random_boxes(rng, side, ratio, count=300):
+    """Boxes of about one size in pixels of a 320 x 320 input."""
+    width, height = side * np.sqrt(ratio), side / np.sqrt(ratio)
+    sides = np.stack([width, height], axis=-1) * rng.uniform(0.9, 1.1, (count, 2))
+    corners = rng.uniform(0, 1, (count, 2)) * (320 - sides)
+    return (np.concatenate([corners, corners + sides], axis=1) / 320).astype(np.float32)
+
+
+def test_anchors_reach_boxes_that_the_papers_do_not():
+    rng = np.random.default_rng(0)
+    boxes = np.concatenate([random_boxes(rng, side, ratio) for side, ratio in ((20, 0.75), (48, 1.0), (180, 1.5))])
+    assert coverage(boxes, 320, PAPER_SIZES) < 0.95
+    assert coverage(boxes, 320, fit_anchors(boxes, 320)) >= 0.95
+
+
+def test_the_papers_anchors_stay_where_they_reach():
+    boxes = random_boxes(np.random.default_rng(0), 64, 1.0)
+    assert fit_anchors(boxes, 320) == PAPER_SIZES
+
+
+def test_a_recipe_fits_its_data_and_can_be_loaded(shapes_dir, tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text(new_recipe("voc", shapes_dir, ["train"], ["val"], gpus=0))
+    config = load_config(path)
+    assert sorted(config.model.classes) == ["circle", "square", "star", "triangle"]
+    assert (config.train.batch_size, config.train.epochs) == (8, 300)
+    assert config.data.train_splits == ["train"] and config.data.max_boxes >= 10
+    on_gpus = load_config(path, ["train.batch_size=64"])
+    path.write_text(new_recipe("voc", shapes_dir, ["train"], ["val"], gpus=4))
+    assert load_config(path).train.batch_size == 8 < on_gpus.train.batch_size  # there are eight images
+    assert load_config(path).model.backbone.name == "resnet101"
+
+
+def test_missing_splits_are_named(shapes_dir):
+    with pytest.raises(DataError, match="test"):
+        new_recipe("voc", shapes_dir, ["train"], ["test"], gpus=0)
