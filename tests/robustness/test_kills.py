@@ -1,5 +1,6 @@
 """A run that is killed goes on as if nothing had happened."""
 
+import dataclasses
 import json
 import os
 import random
@@ -50,7 +51,8 @@ def test_a_kill_at_any_change_to_a_file_loses_at_most_one_step_and_changes_nothi
         (0, 0, False), (0, 1, False), (0, 2, True), (1, 0, False), (1, 1, False), (1, 2, True), (2, 0, False)
     ]  # fmt: skip
     assert len(finished.snapshots) > 50
-    for snapshot in last.values():
+    for place in ((0, 1, False), (0, 2, True), (1, 0, False), (1, 1, False)):
+        snapshot = last[place]
         values = small_run.start(snapshot)
         assert all(np.array_equal(a, b) for a, b in zip(values, finished.values, strict=True)), snapshot
         for name in ("log.csv", "evaluations.json", "recipe.yaml"):
@@ -74,6 +76,19 @@ def test_the_same_command_after_the_end_trains_nothing_and_says_how_to_go_on(fin
     assert "is finished" in caplog.text and "raise train.epochs" in caplog.text
     assert all(np.array_equal(a, b) for a, b in zip(values, finished.values, strict=True))
     assert position(tmp_path / "run") == (2, 0, False)
+
+
+def test_a_finished_run_is_extended_by_more_epochs(finished, small_run, tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(finished.folder, folder)
+    longer = dataclasses.replace(small_run.config, train=dataclasses.replace(small_run.config.train, epochs=3))
+    monkeypatch.setattr(small_run, "config", longer)
+    monkeypatch.setattr(small_run.run, "_config", longer)
+    small_run.start(folder)
+    assert position(folder) == (3, 0, False)
+    assert [entry["epoch"] for entry in json.loads((folder / "evaluations.json").read_text())] == [1, 2, 3]
+    assert (folder / "log.csv").read_text().startswith((finished.folder / "log.csv").read_text())
+    assert "epochs: 3" in (folder / "recipe.yaml").read_text()
 
 
 def test_a_signal_saves_the_state_and_the_run_goes_on(finished, small_run, tmp_path, monkeypatch):
