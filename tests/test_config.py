@@ -152,7 +152,7 @@ def test_key_that_resembles_nothing_comes_with_the_known_ones(write):
         ("train.batch_size=1.5", ["train.batch_size", "1.5"]),
         ("train.batch_size=null", ["train.batch_size", "None"]),
         ("train.batch_size", ["train.batch_size"]),
-        ("train.jit_compile=maybe", ["train.jit_compile", "maybe", "bool"]),
+        ("train.jit_compile=maybe", ["train.jit_compile", "maybe", "auto, true or false"]),
         ("train.decay_epochs=3", ["train.decay_epochs", "list"]),
         ("train.decay_epochs=[1,x]", ["train.decay_epochs[1]", "x"]),
         ("model.classes=cat", ["model.classes", "list"]),
