@@ -34,7 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "save_thresholds",
         False,
-        "Write the score threshold with the best F1 of each class into the .keras file; exports made of it carry them.",
+        "Write the score threshold with the best F1 of each class into the .keras file, as `config.score_thresholds`.",
     )
     flags.DEFINE_bool("robustness", False, "Also evaluate on compressed, blurred, darker, brighter and smaller images.")
     flags.DEFINE_string("json", None, "A file for the figures.")
