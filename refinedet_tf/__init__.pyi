@@ -8,10 +8,12 @@ from .config import DetectionConfig as DetectionConfig
 from .config import EvaluationConfig as EvaluationConfig
 from .config import KerasCvLayerConfig as KerasCvLayerConfig
 from .config import ModelConfig as ModelConfig
+from .config import SplitConfig as SplitConfig
 from .config import TrainConfig as TrainConfig
 from .config import list_recipes as list_recipes
 from .config import load_config as load_config
 from .config import save_config as save_config
+from .data.pipeline import build_dataset as build_dataset
 from .data.readers import read_data as read_data
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError

@@ -9,6 +9,7 @@ from refinedet_tf.config import (
     EvaluationConfig,
     KerasCvLayerConfig,
     ModelConfig,
+    SplitConfig,
     TrainConfig,
 )
 
@@ -37,11 +38,16 @@ CHANGED = Config(
     ),
     data=DataConfig(
         "coco",
-        ["a", "b"],
-        ["c"],
+        ["train", "val"],
+        [],
         7,
         True,
         AugmentationConfig(False, 2.0, False, False, False, [KerasCvLayerConfig("Mosaic", {"offset": [0.4, 0.6]})]),
+        annotations="{split}/labels.json",
+        images="{split}",
+        split=SplitConfig(0.3, 5),
+        rename={"kitten": "cat"},
+        other_classes="ignore",
     ),
     train=TrainConfig(
         epochs=3,

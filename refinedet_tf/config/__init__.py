@@ -13,6 +13,7 @@ from refinedet_tf.config.schema import (
     EVALUATION_PROTOCOLS,
     NORMALIZE_POSITIVES,
     ODM_LOSSES,
+    OTHER_CLASSES,
     PREPROCESSING_MODES,
     AugmentationConfig,
     BackboneConfig,
@@ -22,6 +23,7 @@ from refinedet_tf.config.schema import (
     EvaluationConfig,
     KerasCvLayerConfig,
     ModelConfig,
+    SplitConfig,
     TrainConfig,
 )
 from refinedet_tf.config.validation import validate, validate_model
@@ -32,6 +34,7 @@ __all__ = [
     "EVALUATION_PROTOCOLS",
     "NORMALIZE_POSITIVES",
     "ODM_LOSSES",
+    "OTHER_CLASSES",
     "PREPROCESSING_MODES",
     "AugmentationConfig",
     "BackboneConfig",
@@ -41,6 +44,7 @@ __all__ = [
     "EvaluationConfig",
     "KerasCvLayerConfig",
     "ModelConfig",
+    "SplitConfig",
     "TrainConfig",
     "as_dict",
     "list_recipes",

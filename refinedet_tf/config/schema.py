@@ -39,7 +39,8 @@ EVALUATION_PROTOCOLS = (
     "multi_scale_coco_512",
 )
 BEST_METRICS = ("ap_11_point", "ap_area", "coco_ap")
-DATA_FORMATS = ("voc", "coco", "tfrecord", "tfds")
+DATA_FORMATS = ("voc", "coco", "yolo", "tfrecord", "tfds")
+OTHER_CLASSES = ("error", "ignore", "background")
 
 
 @dataclass
@@ -183,20 +184,42 @@ class AugmentationConfig:
 
 
 @dataclass
+class SplitConfig:
+    """How to divide images at random, class by class.
+
+    Attributes:
+        val: the part of the images to evaluate on, between 0 and 1.
+        seed: the random seed.
+    """
+
+    val: float = 0.2
+    seed: int = 0
+
+
+@dataclass
 class DataConfig:
     """The data set in `--data_dir` and how it is read.
 
     Attributes:
         format: one of `DATA_FORMATS`. `voc`: a folder with Annotations, ImageSets/Main and JPEGImages, or VOCdevkit
-            with several of them; `coco`: annotations/instances_SPLIT.json and the images in SPLIT/; `tfrecord`: files
+            with several of them; `coco`: annotations/instances_SPLIT.json and the images in SPLIT/; `yolo`: data.yaml
+            or classes.txt, images/ and labels/, as Ultralytics, Roboflow and Label Studio write them; `tfrecord`: files
             such as SPLIT.tfrecord-00000-of-00008 with the feature names of the TensorFlow Object Detection API;
             `tfds`: the data folder of tensorflow_datasets.
         train_splits: the splits to train on. `voc`: names of lists in ImageSets/Main, or, in VOCdevkit, names such as
             VOC2007/trainval; `coco`: names such as train2017; `tfds`: names such as voc/2007/train.
-        val_splits: the splits to evaluate on.
+        val_splits: the splits to evaluate on; empty: train without evaluation.
         max_boxes: number of objects of an image that a training batch can hold; further ones are dropped and counted.
         cache: whether to keep all training files in memory, for slow disks.
         augmentation: the augmentation of training images.
+        annotations: for `coco`: the JSON file, relative to the data folder; `{split}` in it stands for the split.
+        images: for `coco`: the folder of the images, likewise; by default that of the JSON file if `annotations` is
+            given.
+        split: how to divide a data set without lists (`voc`, `coco`, `yolo`) into the splits train and val.
+        rename: new class names by the names in the data: {van: car, truck: car}. Comes before everything else.
+        other_classes: one of `OTHER_CLASSES`, what happens to objects whose class is not in `model.classes`: `error`
+            stops; with `ignore` they take no part, and anchors on them are left out of the losses; `background` takes
+            them for background.
     """
 
     format: str = "voc"
@@ -205,6 +228,11 @@ class DataConfig:
     max_boxes: int = 100
     cache: bool = False
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    annotations: str | None = None
+    images: str | None = None
+    split: SplitConfig | None = None
+    rename: dict[str, str] = field(default_factory=dict)
+    other_classes: str = "error"
 
 
 @dataclass

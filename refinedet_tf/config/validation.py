@@ -11,6 +11,7 @@ from refinedet_tf.config.schema import (
     NORMALIZE_POSITIVES,
     ODM_LOSSES,
     OPTIMIZERS,
+    OTHER_CLASSES,
     PRECISIONS,
     PREPROCESSING_MODES,
     RESIZE_MODES,
@@ -19,6 +20,7 @@ from refinedet_tf.config.schema import (
     UPSAMPLING,
     BackboneConfig,
     Config,
+    DataConfig,
     ModelConfig,
 )
 from refinedet_tf.errors import ConfigError, did_you_mean
@@ -34,6 +36,7 @@ def validate(config: Config) -> None:
     data, train = config.data, config.train
     _check_choice("data.format", data.format, DATA_FORMATS)
     _check(bool(data.train_splits), "data.train_splits", data.train_splits, "name at least one split")
+    _validate_data(data)
     _check(data.max_boxes > 0, "data.max_boxes", data.max_boxes, "must be positive")
     ratio = data.augmentation.expand_max_ratio
     _check(ratio >= 1, "data.augmentation.expand_max_ratio", ratio, "must be at least 1")
@@ -148,6 +151,28 @@ def _validate_backbone(backbone: BackboneConfig) -> None:
     if backbone.preprocessing is not None:
         _check_choice("model.backbone.preprocessing", backbone.preprocessing, PREPROCESSING_MODES)
     _check(backbone.frozen_stages >= 0, "model.backbone.frozen_stages", backbone.frozen_stages, "must not be negative")
+
+
+def _validate_data(data: DataConfig) -> None:
+    """Checks the settings that say how to read."""
+    _check_choice("data.other_classes", data.other_classes, OTHER_CLASSES)
+    for key in ("annotations", "images"):
+        value = getattr(data, key)
+        _check(value is None or data.format == "coco", f"data.{key}", value, "only data.format coco has it")
+    _check(data.images is None or data.annotations is not None, "data.images", data.images, "needs data.annotations")
+    if data.split is not None:
+        _check(data.format in ("voc", "coco", "yolo"), "data.split", data.format, "works with voc, coco and yolo")
+        _check(0 < data.split.val < 1, "data.split.val", data.split.val, "must be between 0 and 1")
+        _check(data.split.seed >= 0, "data.split.seed", data.split.seed, "must not be negative")
+        names = [*data.train_splits, *data.val_splits]
+        _check(set(names) <= {"train", "val"}, "data.split", names, "makes the splits train and val; name no others")
+    elif data.annotations is not None and data.val_splits:
+        _check(
+            "{split}" in data.annotations,
+            "data.annotations",
+            data.annotations,
+            "is one file for all splits; give data.split, write {split} into it, or empty data.val_splits",
+        )
 
 
 def _check(condition: bool, key: str, value: object, requirement: str) -> None:

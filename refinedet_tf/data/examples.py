@@ -1,11 +1,13 @@
 """Annotated images, and the problems found while reading them."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import tensorflow as tf
 
+IGNORED_CLASS = -2  # in a training batch, of objects that take no part
 RECORD_HEADER = 12  # bytes before a record: its length and a checksum
 
 
@@ -23,6 +25,8 @@ class Example:
         difficult: bool `[m]`, objects that VOC's evaluation ignores; training uses them, as the authors' does.
         crowd: bool `[m]`, regions full of objects of a class, as COCO marks them: not trained on (anchors on them may
             be negatives, as in the authors' code) and ignored in evaluation.
+        ignored: float32 `[k, 4]`, boxes of objects of other classes that take no part in training, neither as objects
+            nor as background.
         part: position of the encoded image in a record file, in bytes: start of the record, offset of the image in the
             record's contents, length of the image. None if `image_path` is an image file.
         areas: float32 `[m]`, areas of the objects' outlines in square pixels, NaN where the annotation states none; by
@@ -39,6 +43,7 @@ class Example:
     crowd: np.ndarray
     part: tuple[int, int, int] | None = None
     areas: np.ndarray | None = None
+    ignored: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
 
     def read_image(self) -> bytes:
         """Returns the encoded image.
@@ -103,3 +108,17 @@ class ExampleSet:
                 first = next(defect for defect in defects if defect.what.split(":")[0] == kind)
                 lines.append(f"{count} x {kind}; first: {first.where}")
         return "\n".join(lines)
+
+
+def merge(sets: Sequence[ExampleSet]) -> ExampleSet:
+    """Joins sets with the same classes."""
+    first, *others = sets
+    if not others:
+        return first
+    return ExampleSet(
+        [example for each in sets for example in each.examples],
+        first.classes,
+        [defect for each in sets for defect in each.defects],
+        first.category_ids,
+        [note for each in sets for note in each.notes],
+    )

@@ -5,13 +5,49 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import tensorflow as tf
 
-from refinedet_tf.config import AugmentationConfig
+from refinedet_tf.config import AugmentationConfig, Config
 from refinedet_tf.data.augmentation import augment
 from refinedet_tf.data.augmentation.kerascv import build_layers
-from refinedet_tf.data.examples import Example
+from refinedet_tf.data.examples import IGNORED_CLASS, Example, ExampleSet
 from refinedet_tf.errors import DataError
 from refinedet_tf.ops import images as image_ops
 from refinedet_tf.ops.resizing import Resizing
+
+
+def build_dataset(
+    config: Config, examples: ExampleSet | Sequence[Example], *, training: bool, epoch: tf.Variable | None = None
+) -> tf.data.Dataset:
+    """Returns batches of examples as a recipe wants them.
+
+    Args:
+        config: the recipe.
+        examples: what `read_data` returns, or some of its examples.
+        training: shuffle and augment the images, as `training_pipeline` does, for `fit`; otherwise keep their order and
+            only resize them, as `evaluation_pipeline` does, for `predict`.
+        epoch: the number of the epoch when a training goes on; see `training_pipeline`.
+
+    Returns:
+        With `training` `(images, {"boxes": boxes, "classes": classes})`, else images, float32 `[b, height, width, 3]`.
+
+    Raises:
+        ConfigError: a KerasCV layer is invalid.
+        DataError: the examples do not fill a batch.
+    """
+    examples = examples.examples if isinstance(examples, ExampleSet) else examples
+    resizing, batch_size = Resizing(*config.model.input_size, config.model.resize), config.train.batch_size
+    if not training:
+        return evaluation_pipeline(examples, resizing, batch_size)
+    data = config.data
+    return training_pipeline(
+        examples,
+        resizing,
+        batch_size,
+        data.augmentation,
+        data.max_boxes,
+        config.train.seed,
+        cache=data.cache,
+        epoch=epoch,
+    )
 
 
 def training_pipeline(
@@ -57,7 +93,8 @@ def training_pipeline(
 
     Returns:
         `(images, {"boxes": boxes, "classes": classes})` with images float32 `[batch_size, height, width, 3]`, RGB,
-        0..255; boxes float32 `[batch_size, max_boxes, 4]`; classes int32 `[batch_size, max_boxes]`, padded with -1.
+        0..255; boxes float32 `[batch_size, max_boxes, 4]`; classes int32 `[batch_size, max_boxes]`, padded with -1; -2
+        marks objects of other classes that take no part (`data.other_classes: ignore`).
         The dataset's length is known. Crowds are left out.
 
     Raises:
@@ -92,7 +129,7 @@ def training_pipeline(
         image, objects = image_of(example), slice(starts[example], starts[example + 1])
         image, boxes, classes = augment(image, all_boxes[objects], all_classes[objects], augmentation, resizing, seed)
         # Crowds take part in the choice of the crop, as in the original code, and are removed afterwards.
-        real = tf.where(classes >= 0)[:, 0]
+        real = tf.where(classes != -1)[:, 0]
         boxes, classes = tf.gather(boxes, real), tf.gather(classes, real)
         missing = max_boxes - tf.shape(classes)[0]
         boxes = tf.pad(boxes, [[0, missing], [0, 0]], constant_values=-1.0)
@@ -201,13 +238,18 @@ def _image_cache(examples: Sequence[Example]) -> Callable[[tf.Tensor], tf.Tensor
 
 
 def _objects(examples: Sequence[Example], max_boxes: int) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Concatenates the objects of all examples: boxes `[n, 4]`, classes `[n]` with -1 for crowds, and `starts`.
+    """Concatenates the objects of all examples: boxes `[n, 4]`, classes `[n]`, and `starts`.
 
-    The objects of example i are those from `starts[i]` to before `starts[i + 1]`: all crowds, `max_boxes` others.
+    The objects of example i are those from `starts[i]` to before `starts[i + 1]`: all crowds, with class -1; up to
+    `max_boxes` others; and ignored objects, with class -2, as far as `max_boxes` leaves room.
     """
     kept = [example.crowd | (np.cumsum(~example.crowd) <= max_boxes) for example in examples]
-    boxes = [example.boxes[keep] for example, keep in zip(examples, kept, strict=True)]
-    classes = [np.where(example.crowd, -1, example.classes)[keep] for example, keep in zip(examples, kept, strict=True)]
+    boxes, classes = [], []
+    for example, keep in zip(examples, kept, strict=True):
+        ignored = example.ignored[: max(max_boxes - int((~example.crowd).sum()), 0)]
+        boxes.append(np.concatenate([example.boxes[keep], ignored]))
+        labels = np.where(example.crowd, -1, example.classes)[keep]
+        classes.append(np.concatenate([labels, np.full(len(ignored), IGNORED_CLASS)]))
     starts = np.cumsum([0, *map(len, classes)])
     return (
         tf.constant(np.concatenate(boxes), tf.float32),

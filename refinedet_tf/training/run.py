@@ -39,7 +39,9 @@ class Run:
         variables: everything that training changes.
     """
 
-    def __init__(self, config: Config, train_set: ExampleSet, val_set: ExampleSet, strategy: tf.distribute.Strategy):
+    def __init__(
+        self, config: Config, train_set: ExampleSet, val_set: ExampleSet | None, strategy: tf.distribute.Strategy
+    ):
         """Builds the data, the model with its initial weights, and the optimizer.
 
         Raises:
@@ -131,7 +133,7 @@ class Run:
         train, number, values = self._config.train, progress.epoch + 1, self.variables.read()
         row = {"epoch": progress.epoch, **progress.logs, AP_LOG: None}
         evaluations = progress.evaluations
-        if number % train.evaluate_every == 0 or number == train.epochs:
+        if self._val_set is not None and self._is_evaluated(number):
             folder.checkpoints.save(values, progress)
             with stop_requests.at_once(), averaged_weights(self.model):
                 result = self._evaluate()
@@ -148,11 +150,19 @@ class Run:
     def _write_results(self, progress: Progress, folder: RunFolder) -> None:
         """Writes the histories, and the model if it has just been evaluated."""
         folder.write_history(progress)
+        if self._val_set is None and not progress.step and self._is_evaluated(progress.epoch):
+            with averaged_weights(self.model):
+                folder.write_models(self.model, best=False)
         if progress.step or not progress.evaluations or progress.evaluations[-1]["epoch"] != progress.epoch:
             return
         best = best_evaluation(progress.evaluations)
         with averaged_weights(self.model):
             folder.write_models(self.model, best=best["epoch"] == progress.epoch)
+
+    def _is_evaluated(self, epoch: int) -> bool:
+        """Whether the model is evaluated and written after so many epochs."""
+        train = self._config.train
+        return epoch > 0 and (epoch % train.evaluate_every == 0 or epoch == train.epochs)
 
     def _write_summaries(self, progress: Progress, folder: RunFolder) -> None:
         """Writes the last epoch's numbers for TensorBoard, with pictures if it has been evaluated."""
@@ -167,7 +177,11 @@ class Run:
                     tf.summary.image(f"ground truth and detections/{index}", picture[np.newaxis])
 
     def _write_report(self, progress: Progress, folder: RunFolder) -> None:
-        """Draws the curves and writes the report of a finished run, unless they are there."""
+        """Draws the curves and, if there are validation images, writes the report of a finished run, unless it exists."""
+        if self._val_set is None:
+            with explained_errors(folder.path):
+                save_loss_curves(folder.path / "log.csv", folder.path / "curves.png")
+            return
         if self._result is None:
             if (folder.path / "report.html").exists():
                 return

@@ -13,7 +13,7 @@ from tensorflow import keras
 
 from refinedet_tf.config import Config, validate
 from refinedet_tf.data.pipeline import count_dropped_boxes
-from refinedet_tf.data.readers import read_data
+from refinedet_tf.data.readers import read_training_data, write_split_lists
 from refinedet_tf.model import RefineDet
 from refinedet_tf.training.run import Run
 from refinedet_tf.training.run_folder import RunFolder
@@ -25,7 +25,8 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
 
     Written to `work_dir`: `recipe.yaml`, the recipe as used; `checkpoints/`, the state of the run; `model.keras`, the
     model at the latest evaluation; `best.keras`, the one with the best average precision by `train.best_metric`;
-    `evaluations.json`, all tables of average precision; `log.csv` and `curves.png`.
+    `evaluations.json`, all tables of average precision; `log.csv` and `curves.png`; `splits/`, the image ids of each split
+    if the recipe has `data.split`, which stay as they are when the run goes on.
 
     A run that was stopped or killed goes on from its last checkpoint when it is started again. On one CPU it ends with
     the same weights, to the last bit, as a run without interruption. SIGTERM and Ctrl-C save a checkpoint first. A
@@ -49,18 +50,20 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
             finite; or the run was stopped by a signal.
     """
     validate(config)
-    train_set, val_set = (
-        read_data(config.data.format, data_dir, splits, config.model.classes)
-        for splits in (config.data.train_splits, config.data.val_splits)
-    )
-    for title, example_set in (("Training", train_set), ("Validation", val_set)):
-        logging.info("%s data: %s", title, example_set.summary())
+    lists_dir = Path(work_dir) / "splits"
+    train_set, val_set, parts = read_training_data(config, data_dir, lists_dir)
+    logging.info("Training data: %s", train_set.summary())
+    if val_set is None:
+        logging.warning("data.val_splits is empty: training without evaluation, so there is no best.keras.")
+    else:
+        logging.info("Validation data: %s", val_set.summary())
     dropped = count_dropped_boxes(train_set.examples, config.data.max_boxes)
     if dropped:
         logging.warning("%d boxes exceed data.max_boxes = %d and are not used.", dropped, config.data.max_boxes)
     with _seeded(config.train.seed):
         run = Run(config, train_set, val_set, _strategy())
         with RunFolder(Path(work_dir), config) as folder, StopRequests() as stop_requests:
+            write_split_lists(lists_dir, parts)
             run.train(folder, stop_requests)
     return run.model
 

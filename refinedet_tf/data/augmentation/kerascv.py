@@ -63,7 +63,7 @@ def _padded_last(boxes: dict[str, Any], max_boxes: int) -> dict[str, tf.Tensor]:
     }
     classes = dense["classes"]
     clipped = tf.clip_by_value(dense["boxes"], 0.0, 1.0)
-    real = (classes >= 0) & tf.reduce_all(clipped[..., 2:] > clipped[..., :2], axis=-1)
+    real = (classes != -1) & tf.reduce_all(clipped[..., 2:] > clipped[..., :2], axis=-1)
     boxes, classes = tf.ragged.boolean_mask(clipped, real), tf.ragged.boolean_mask(classes, real)
     return {
         "boxes": boxes.to_tensor(-1.0, shape=[None, max_boxes, 4]),

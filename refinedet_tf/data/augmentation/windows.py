@@ -6,6 +6,7 @@ column and row. It may reach beyond the image.
 
 import tensorflow as tf
 
+from refinedet_tf.data.examples import IGNORED_CLASS
 from refinedet_tf.ops.boxes import pairwise_iou
 from refinedet_tf.ops.resizing import MEAN_COLOR
 
@@ -54,7 +55,7 @@ def random_crop(
     Args:
         window: what to crop.
         boxes: `[m, 4]`, relative to it.
-        classes: `[m]`.
+        classes: `[m]`; ignored objects have no say in the choice.
         seed: integers `[2]`.
 
     Returns:
@@ -62,7 +63,8 @@ def random_crop(
     """
     trials_seed, choice_seed = tf.unstack(tf.random.experimental.stateless_split(seed, 2))
     crops = draw_crops(trials_seed)
-    best = tf.reduce_max(pairwise_iou(crops, boxes), axis=-1)  # of each trial; -inf if there are no boxes
+    overlaps = tf.where(classes == IGNORED_CLASS, -1.0, pairwise_iou(crops, boxes))
+    best = tf.reduce_max(overlaps, axis=-1)  # of each trial; -inf if there are no boxes
     accepted = best >= tf.constant(CROP_MIN_IOUS)[:, tf.newaxis]
     first = tf.gather(crops, tf.argmax(accepted, axis=1), axis=1, batch_dims=1)
     candidates = tf.concat([[[0.0, 0.0, 1.0, 1.0]], first], axis=0)

@@ -109,7 +109,7 @@ def number(value: Any) -> float:
     """Returns a number, or the text of one, as a float, and NaN for anything else."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 

@@ -1,8 +1,9 @@
-"""Reads data sets in COCO's format: annotations/instances_SPLIT.json with the images in SPLIT/."""
+"""Reads data sets in COCO's format, in COCO's layout or as labeling tools export them."""
 
 import dataclasses
 import json
 import os
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +22,30 @@ from refinedet_tf.data.readers.annotations import (
     number,
     read_all,
 )
+from refinedet_tf.data.readers.files import is_inside
 from refinedet_tf.errors import DataError
 
 
-def read_coco(root: str | os.PathLike, splits: Sequence[str], classes: Sequence[str] | None) -> ExampleSet:
+def read_coco(
+    root: str | os.PathLike,
+    splits: Sequence[str] | None,
+    classes: Sequence[str] | None,
+    *,
+    annotations: str | None = None,
+    images: str | None = None,
+) -> ExampleSet:
     """Reads splits of a data set in COCO's format.
 
     Every image is decoded once, as training will decode it, and boxes are divided by its actual size. Category ids may
     have gaps; only names matter.
 
     Args:
-        root: a folder with annotations/instances_SPLIT.json, and images in SPLIT/ or images/SPLIT/.
-        splits: names such as train2017.
+        root: the data folder; in COCO's layout it has annotations/instances_SPLIT.json, and images in SPLIT/ or
+            images/SPLIT/.
+        splits: names such as train2017; None takes the whole of the only JSON file.
         classes: class names in the order of their indices; None takes the categories by ascending id.
+        annotations: the JSON file, relative to `root`, in another layout; `{split}` in it stands for the split.
+        images: the folder of the images in that layout; by default that of the JSON file, or else `root`.
 
     Returns:
         The usable images, including those without objects, and all defects. Crowd regions are marked.
@@ -41,84 +53,140 @@ def read_coco(root: str | os.PathLike, splits: Sequence[str], classes: Sequence[
     Raises:
         DataError: a file is missing or invalid, the categories do not match `classes`, or no image is usable.
     """
-    files = [_load(Path(root), split) for split in splits]
+    root, title = Path(root), "all" if splits is None else ", ".join(splits)
+    files = [_load(*_find(root, split, annotations, images)) for split in splits or [None]]
     for file in files:
         classes = check_listed(classes, list(file.names.values()), file.path)
     defects = [defect for file in files for defect in file.defects]
-    images = [(file, image) for file in files for image in file.images]
-    readings = read_all(images, lambda image: _read(*image), f"Reading {', '.join(splits)}")
-    found = collect(readings, classes, defects, f"{', '.join(splits)} of {root}")
+    entries = [(file, image) for file in files for image in file.images]
+    readings = read_all(entries, lambda entry: _read(*entry), f"Reading {title}")
+    found = collect(readings, classes, defects, f"{title} of {root}")
     ids = {name: category_id for file in files for category_id, name in file.names.items()}
     return dataclasses.replace(found, category_ids=[ids[name] for name in found.classes])
 
 
 @dataclass
 class _File:
-    """An instances file, with `names` by ascending category id and `annotations` by image id."""
+    """A JSON file, with `names` by ascending category id, `annotations` by image id, and the `folders` of images."""
 
     path: str
-    folder: Path
+    folders: list[Path]
     names: dict[int, str]
     images: list[dict[str, Any]]
-    annotations: dict[int, list[dict[str, Any]]]
+    annotations: dict[int | str, list[dict[str, Any]]]
     defects: list[Defect]
 
 
-def _load(root: Path, split: str) -> _File:
+def _find(root: Path, split: str | None, annotations: str | None, images: str | None) -> tuple[Path, list[Path]]:
+    """Returns the JSON file of a split and the folders in which its images may be."""
+    if annotations is not None:
+        path, folder = (
+            None if name is None else root / name.replace("{split}", split or "") for name in (annotations, images)
+        )
+        if not path.is_file():
+            raise DataError(f"There is no {path} (data.annotations).")
+        if folder is not None and not folder.is_dir():
+            raise DataError(f"There is no folder {folder} (data.images).")
+        return path, [path.parent, root] if folder is None else [folder]
+    known = sorted(file.stem.removeprefix("instances_") for file in root.glob("annotations/instances_*.json"))
+    if split is None:
+        if len(known) != 1:
+            raise DataError(f"{root}/annotations has {len(known)} instances_*.json; name one as data.annotations.")
+        split = known[0]
     path = root / "annotations" / f"instances_{split}.json"
     if not path.is_file():
-        known = sorted(file.stem.removeprefix("instances_") for file in path.parent.glob("instances_*.json"))
-        raise DataError(f"There is no {path}; splits in that folder: {', '.join(known) or 'none'}.")
+        raise DataError(
+            f"There is no {path}; splits in that folder: {', '.join(known) or 'none'}. "
+            "For another layout set data.annotations."
+        )
     folders = [root / split, root / "images" / split]
-    folder = next((folder for folder in folders if folder.is_dir()), None)
-    if folder is None:
+    if not any(folder.is_dir() for folder in folders):
         raise DataError(f"The images of {path} must be in {folders[0]} or {folders[1]}; neither folder exists.")
+    return path, folders
+
+
+def _load(path: Path, folders: list[Path]) -> _File:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names = {category["id"]: category["name"] for category in sorted(content["categories"], key=lambda c: c["id"])}
-        images = {image["id"]: image for image in content["images"]}
-        annotations, defects = {image_id: [] for image_id in images}, []
-        if len(images) < len(content["images"]):
-            repeated = len(content["images"]) - len(images)
-            defects.append(Defect(str(path), f"repeated image ids, the last entry was used: {repeated}"))
-        for annotation in content["annotations"]:
-            where = f"{path}, annotation {annotation.get('id')}"
-            if annotation["category_id"] not in names:
-                what = f"unknown category id, object dropped: {annotation['category_id']}"
-                defects.append(Defect(where, what))
-            elif annotation["image_id"] not in annotations:
-                defects.append(Defect(where, f"annotation of an unknown image, dropped: {annotation['image_id']}"))
-            else:
-                annotations[annotation["image_id"]].append(annotation)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not an instances JSON of COCO: {type(error).__name__}: {error}.") from error
-    return _File(str(path), folder, names, list(images.values()), annotations, defects)
+    for key in ("categories", "images", "annotations"):
+        if not isinstance(content, dict) or not isinstance(content.get(key), list):
+            raise DataError(f"{path} is not an instances JSON of COCO: it has no list `{key}`.")
+    names = {}
+    for category in content["categories"]:
+        if not (isinstance(category, dict) and type(category.get("id")) is int and _is_text(category.get("name"))):
+            raise DataError(
+                f"{path} is not an instances JSON of COCO: a category needs a whole number as `id` and text as `name`, "
+                f"not {reprlib.repr(category)}."
+            )
+        names[category["id"]] = category["name"]
+    defects, images = [], {}
+    for image in content["images"]:
+        if isinstance(image, dict) and _is_id(image.get("id")) and _is_text(image.get("file_name")):
+            images[image["id"]] = image
+        else:
+            defects.append(Defect(f"{path}, image {_id(image)}", "image without id or file name, skipped"))
+    if len(images) + len(defects) < len(content["images"]):
+        repeated = len(content["images"]) - len(images) - len(defects)
+        defects.append(Defect(str(path), f"repeated image ids, the last entry was used: {repeated}"))
+    annotations = {image_id: [] for image_id in images}
+    for annotation in content["annotations"]:
+        where = f"{path}, annotation {_id(annotation)}"
+        values = annotation if isinstance(annotation, dict) else {}
+        category_id, image_id = values.get("category_id"), values.get("image_id")
+        if type(category_id) is not int or category_id not in names:
+            what = f"unknown category id, object dropped: {reprlib.repr(category_id)}"
+            defects.append(Defect(where, what))
+        elif not _is_id(image_id) or image_id not in annotations:
+            defects.append(Defect(where, f"annotation of an unknown image, dropped: {reprlib.repr(image_id)}"))
+        else:
+            annotations[image_id].append(annotation)
+    return _File(str(path), folders, dict(sorted(names.items())), list(images.values()), annotations, defects)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int or _is_text(value)
+
+
+def _is_text(value: Any) -> bool:
+    """Returns whether a value is text that can be written; JSON may hold halves of characters."""
+    return isinstance(value, str) and value.encode("utf-8", "ignore").decode() == value
+
+
+def _id(entry: Any) -> str:
+    return reprlib.repr(entry.get("id") if isinstance(entry, dict) else entry)
 
 
 def _read(file: _File, image: dict[str, Any]) -> Reading:
     reading = Reading(file.path)
     defects = reading.defects
-    path = file.folder / str(image.get("file_name"))
-    if not path.is_file():
-        defects.append(Defect(str(path), "missing image, skipped"))
+    name = image["file_name"]
+    candidates = [folder / variant for variant in (name, name.replace("\\", "/")) for folder in file.folders]
+    inside = [path for path in candidates if any(is_inside(folder, path) for folder in file.folders)]
+    if not inside:
+        where = f"{file.path}, image {_id(image)}"
+        defects.append(Defect(where, f"file name is outside the image folder, skipped: {name}"))
+        return reading
+    path = next(filter(os.path.isfile, inside), None)
+    if path is None:
+        defects.append(Defect(str(inside[0]), "missing image, skipped"))
         return reading
     checked = check_image(tf.io.read_file(str(path)).numpy(), str(path), defects)
     if checked is None:
         return reading
-    objects = []
-    for annotation in file.annotations[image["id"]]:
-        where = f"{file.path}, annotation {annotation.get('id')} of {path.name}"
-        objects.append(
-            AnnotatedObject(
-                where,
-                file.names[annotation["category_id"]],
-                _corners(annotation.get("bbox")),
-                crowd=annotation.get("iscrowd") == 1,
-                area=number(annotation.get("area")),
-            )
+    objects = [
+        AnnotatedObject(
+            f"{file.path}, annotation {_id(annotation)} of {path.name}",
+            file.names[annotation["category_id"]],
+            _corners(annotation.get("bbox")),
+            crowd=annotation.get("iscrowd") == 1,
+            area=number(annotation.get("area")),
         )
+        for annotation in file.annotations[image["id"]]
+    ]
     stated_size = number(image.get("width")), number(image.get("height"))
-    where = f"{file.path}, image {image['id']}"
+    where = f"{file.path}, image {_id(image)}"
     add_example(reading, str(image["id"]), str(path), checked, objects, stated_size=stated_size, where=where)
     return reading
 
