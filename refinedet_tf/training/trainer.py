@@ -25,8 +25,8 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
 
     Written to `work_dir`: `recipe.yaml`, the recipe as used; `checkpoints/`, the state of the run; `model.keras`, the
     model at the latest evaluation; `best.keras`, the one with the best average precision by `train.best_metric`;
-    `evaluations.json`, all tables of average precision; `log.csv` and `curves.png`; `splits/`, the image ids of each split
-    if the recipe has `data.split`, which stay as they are when the run goes on.
+    `evaluations.json`, all tables of average precision; `log.csv` and `curves.png`; `splits/`, the image ids of
+    both splits if the recipe has `data.split`, which do not change when the run goes on.
 
     A run that was stopped or killed goes on from its last checkpoint when it is started again. On one CPU it ends with
     the same weights, to the last bit, as a run without interruption. SIGTERM and Ctrl-C save a checkpoint first. A

@@ -97,25 +97,30 @@ def _read(path: str, start: int, record: bytes, labels: dict[int, str]) -> Readi
     except Exception as error:  # the protobuf packages differ in what they raise
         raise DataError(f"{path} has no tf.train.Example at byte {start}: {error}.") from error
 
-    def values(name: str) -> list[Any]:
+    def values(name: str, *kinds: str) -> list[Any]:
+        """Returns the values of a feature; none if it is of another kind."""
         kind = features[name].WhichOneof("kind") if name in features else None
-        return list(getattr(features[name], kind).value) if kind else []
+        return list(getattr(features[name], kind).value) if kind in kinds else []
 
-    image_id = next(
-        (value[0].decode() for name in ("image/source_id", "image/filename") if (value := values(name))), str(start)
-    )
+    def texts(name: str) -> list[str]:
+        return [value.decode("utf-8", "replace") for value in values(name, "bytes_list")]
+
+    def numbers(name: str) -> list[float]:
+        return values(name, "int64_list", "float_list")
+
+    image_id = [*texts("image/source_id"), *texts("image/filename"), str(start)][0]
     where = f"{path}, image {image_id}"
-    encoded = values("image/encoded")
+    encoded = values("image/encoded", "bytes_list")
     if not encoded:
         defects.append(Defect(where, "missing image, skipped"))
         return reading
     image = check_image(encoded[0], where, defects)
     if image is None:
         return reading
-    names = [name.decode() for name in values("image/object/class/text")]
-    names = names or [labels.get(label, f"label {label}") for label in values("image/object/class/label")]
-    sides = [values(name) for name in BOX_FEATURES]
-    flags = [values(f"image/object/{flag}") or [0] * len(names) for flag in ("difficult", "is_crowd")]
+    names = texts("image/object/class/text")
+    names = names or [labels.get(label, f"label {label}") for label in values("image/object/class/label", "int64_list")]
+    sides = [numbers(name) for name in BOX_FEATURES]
+    flags = [numbers(f"image/object/{flag}") or [0] * len(names) for flag in ("difficult", "is_crowd")]
     if len({len(names), *map(len, sides), *map(len, flags)}) > 1:
         defects.append(Defect(where, "objects with missing values, image skipped"))
         return reading
@@ -123,7 +128,7 @@ def _read(path: str, start: int, record: bytes, labels: dict[int, str]) -> Readi
         AnnotatedObject(where, name, corners, difficult == 1, crowd == 1)
         for name, *corners, difficult, crowd in zip(names, *sides, *flags, strict=True)
     ]
-    width, height = (number(*values(f"image/{side}")[:1] or [None]) for side in ("width", "height"))
+    width, height = (number(*numbers(f"image/{side}")[:1] or [None]) for side in ("width", "height"))
     part = locate(encoded[0], record, start)
     add_example(
         reading, image_id, path, image, objects, stated_size=(width, height), where=where, part=part, relative=True
@@ -166,11 +171,14 @@ def read_label_map(path: str) -> dict[int, str]:
     """Returns names by ascending label, or nothing if there is no such file."""
     if not tf.io.gfile.exists(path):
         return {}
-    with tf.io.gfile.GFile(path, "r") as file:
-        text = file.read()
+    with tf.io.gfile.GFile(path, "rb") as file:
+        text = file.read().decode("utf-8", "replace")
     labels = re.findall(r"\bid\s*:\s*(\d+)", text)
     quoted = re.findall(r"""\bname\s*:\s*(?:("(?:[^"\\]|\\.)*")|'([^']*)')""", text)
-    names = [json.loads(double) if double else single for double, single in quoted]
+    try:
+        names = [json.loads(double) if double else single for double, single in quoted]
+    except ValueError as error:
+        raise DataError(f"{path} is not a label map: a name cannot be read: {error}.") from error
     if len(labels) != len(names):
         raise DataError(f"{path} is not a label map: it has {len(labels)} ids and {len(names)} names.")
     return dict(sorted(zip(map(int, labels), names, strict=True)))

@@ -157,7 +157,63 @@ def test_several_splits_are_read_as_one_set(coco_folder):
     assert Path(found.examples[1].image_path).parent.name == "val"
 
 
-@pytest.mark.parametrize("text", ["no json", "[]", '{"images": []}', '{"categories": [1]}'])
+def export(root, json_path, image_folder, names=("a.jpg", "sub/b.png")):
+    """Files as a labeling tool exports them."""
+    for name in names:
+        path = root / image_folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image = Image.effect_noise((50, 40), 60)
+        (image.convert("P") if path.suffix == ".png" else image).save(path)
+    content = {
+        "categories": [{"id": 0, "name": "cat"}],
+        "images": [{"id": f"image {index}", "file_name": name} for index, name in enumerate([*names, "gone.jpg"])],
+        "annotations": [{"image_id": "image 1", "category_id": 0, "bbox": [5, 4, 20, 10]}],
+    }
+    (root / json_path).parent.mkdir(parents=True, exist_ok=True)
+    (root / json_path).write_text(json.dumps(content))
+    return content
+
+
+@pytest.mark.parametrize(
+    "json_path, image_folder, annotations, images",
+    [
+        ("result.json", "images", "result.json", "images"),
+        ("train/_annotations.coco.json", "train", "{split}/_annotations.coco.json", None),  # Roboflow's
+        ("exports/result.json", ".", "exports/result.json", None),
+    ],
+)
+def test_json_files_and_images_may_be_anywhere(tmp_path, json_path, image_folder, annotations, images):
+    export(tmp_path, json_path, image_folder)
+    found = read_coco(tmp_path, ["train"], None, annotations=annotations, images=images)
+    assert [example.image_id for example in found.examples] == ["image 0", "image 1"]
+    np.testing.assert_array_equal(found.examples[1].boxes, np.float32([[0.1, 0.1, 0.5, 0.35]]))
+    assert [defect.what for defect in found.defects] == ["missing image, skipped"]
+    assert found.defects[0].where.endswith("gone.jpg")
+
+
+def test_files_outside_the_image_folder_are_not_opened(tmp_path):
+    content = export(tmp_path, "data/a.json", "data")
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    for name in ("../secret.png", str(tmp_path / "secret.png"), "..\\secret.png"):
+        content["images"].append({"id": name, "file_name": name})
+    (tmp_path / "data/a.json").write_text(json.dumps(content))
+    found = read_coco(tmp_path / "data", None, None, annotations="a.json")
+    assert len(found) == 2
+    kinds = [defect.what.split(":")[0] for defect in found.defects]
+    assert kinds[:3] == ["missing image, skipped", *["file name is outside the image folder, skipped"] * 2]
+
+
+def test_missing_exports_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"There is no .*a\.json \(data\.annotations\)"):
+        read_coco(tmp_path, ["train"], None, annotations="a.json")
+    (tmp_path / "a.json").write_text("{}")
+    with pytest.raises(DataError, match=r"There is no folder .*photos \(data\.images\)"):
+        read_coco(tmp_path, ["train"], None, annotations="a.json", images="photos")
+    with pytest.raises(DataError, match=r"has 0 instances_\*\.json; name one as data\.annotations"):
+        read_coco(tmp_path, None, None)
+
+
+@pytest.mark.parametrize("text", ["no json", "[]", '{"images": []}', '{"categories": [1]}', "[" * 100_000])
 def test_what_is_no_instances_file_is_named(coco_folder, text):
     (coco_folder.root / "annotations/instances_train.json").write_text(text)
     with pytest.raises(DataError, match=r"instances_train\.json is not an instances JSON of COCO"):

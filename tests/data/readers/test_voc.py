@@ -164,6 +164,22 @@ def test_images_need_not_be_called_jpg(voc_folder):
     assert not found.defects
 
 
+@pytest.mark.parametrize("filename", ["../../secret.jpg", "/etc/hostname", "{root}/secret.jpg"])
+def test_a_filename_outside_the_data_folder_is_a_defect(voc_folder, filename):
+    secret = voc_folder.add("secret")
+    secret.rename(voc_folder.root.parent / "secret.jpg")
+    filename = filename.format(root=voc_folder.root.parent)
+    voc_folder.add("a", head=f"<filename>{filename}</filename>").unlink()
+    voc_folder.add("b")
+    (voc_folder.root / "ImageSets/Main/list.txt").write_text("a\nb\n../../secret\n")
+    found = read_voc(voc_folder.root, ["list"], ["cat"])
+    assert [example.image_id for example in found.examples] == ["b"]
+    assert [defect.what.split(":")[0] for defect in found.defects] == [
+        "image outside the data folder, skipped",
+        "<filename> is outside the data folder, image skipped",
+    ]
+
+
 def test_the_image_id_wins_over_a_stale_filename(voc_folder):
     voc_folder.add("a")
     voc_folder.add("b", head="<filename>a.jpg</filename>")
