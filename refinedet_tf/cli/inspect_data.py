@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from refinedet_tf.config import DATA_FORMATS, Config, load_config
+from refinedet_tf.config import DATA_FORMATS, Config, DataConfig, load_config
 from refinedet_tf.errors import DataError
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def main() -> int:
     config = load_config(FLAGS.config, FLAGS.set) if FLAGS.config else Config()
     classes = config.model.classes if FLAGS.config else None
     splits = FLAGS.splits or [*config.data.train_splits, *config.data.val_splits]
-    data_format = FLAGS.format or config.data.format
-    sets = {split: _read(data_format, split, classes) for split in dict.fromkeys(splits)}
+    data = dataclasses.replace(config.data, format=FLAGS.format) if FLAGS.format else config.data
+    sets = {split: _read(data, split, classes) for split in dict.fromkeys(splits)}
     report = inspect_data(sets, config)
     print(as_text(report))
     if FLAGS.json:
@@ -57,15 +57,16 @@ def main() -> int:
     return 1 if FLAGS.strict and report["errors"] else 0
 
 
-def _read(data_format: str, split: str, classes: list[str] | None) -> ExampleSet:
+def _read(data: DataConfig, split: str, classes: list[str] | None) -> ExampleSet:
     """Reads a split; if the recipe's classes do not fit, with the data's own and the mismatch as the first defect."""
     from refinedet_tf.data.examples import Defect
     from refinedet_tf.data.readers import read_data
 
     try:
-        return read_data(data_format, FLAGS.data_dir, [split], classes)
+        return read_data(data, FLAGS.data_dir, [split], classes)
     except DataError as error:
-        found = read_data(data_format, FLAGS.data_dir, [split], None)
+        every_class = dataclasses.replace(data, rename={}, other_classes="error")
+        found = read_data(every_class, FLAGS.data_dir, [split], None)
         return dataclasses.replace(found, defects=[Defect(split, f"classes do not fit: {error}"), *found.defects])
 
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 
 import pytest
 
@@ -22,6 +23,20 @@ def test_a_run_leaves_recipe_models_results_and_log(finished_run, tiny_recipe, s
     model = load_model(finished_run / "model.keras")
     val_set = read_voc(shapes_dir, ["val"], model.config.classes)
     assert evaluate(model, val_set, batch_size=4).ap_11_point == pytest.approx(evaluation["val_ap"])
+
+
+def test_a_run_without_lists_and_validation_keeps_its_split_and_its_last_model(tiny_recipe, shapes_dir, tmp_path):
+    data = tmp_path / "flat"
+    data.mkdir()
+    for path in [*shapes_dir.glob("JPEGImages/*"), *shapes_dir.glob("Annotations/*")]:
+        shutil.copy(path, data)
+    config = load_config(tiny_recipe, ["train.epochs=1", "data.split.val=0.25", "data.val_splits=[]"])
+    train(config, data, tmp_path / "run")
+    lists = [(tmp_path / f"run/splits/{name}.txt").read_text().split() for name in ("train", "val")]
+    assert [len(names) for names in lists] == [9, 3]
+    assert sorted(lists[0] + lists[1]) == sorted(path.stem for path in data.glob("*.jpg"))
+    assert (tmp_path / "run/model.keras").exists() and not (tmp_path / "run/best.keras").exists()
+    assert json.loads((tmp_path / "run/evaluations.json").read_text()) == []
 
 
 def test_another_recipe_does_not_overwrite_a_run(finished_run, tiny_recipe, shapes_dir):
