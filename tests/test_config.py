@@ -40,7 +40,7 @@ def write(tmp_path):
 
 def leaves(values, prefix=""):
     """`section.key` to value."""
-    if not isinstance(values, dict):
+    if not isinstance(values, dict) or prefix == "data.rename":  # its keys are class names
         return {prefix: values}
     return {
         name: leaf
@@ -202,6 +202,10 @@ def test_values_of_the_wrong_kind_are_named(write, override, words):
         ("model.detection.suppression", "across_class", "did you mean 'across_classes'?"),
         ("data.train_splits", [], "at least one split"),
         ("data.max_boxes", 0, "must be positive"),
+        ("data.other_classes", "ignroe", "did you mean 'ignore'?"),
+        ("data.annotations", "a.json", "only data.format coco has it"),
+        ("data.split.val", 1.0, "must be in [0, 1)"),
+        ("data.split.seed", -1, "must not be negative"),
         ("data.augmentation.expand_max_ratio", 0.9, "must be at least 1"),
         ("train.epochs", 0, "must be positive"),
         ("train.batch_size", -1, "must be positive"),

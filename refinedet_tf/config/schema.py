@@ -185,14 +185,14 @@ class AugmentationConfig:
 
 @dataclass
 class SplitConfig:
-    """How to divide images at random, class by class.
+    """How to divide a data set without lists of its splits at random, class by class.
 
     Attributes:
-        val: the part of the images to evaluate on, between 0 and 1.
+        val: the part of the images to evaluate on, below 1; 0: the data set has lists.
         seed: the random seed.
     """
 
-    val: float = 0.2
+    val: float = 0.0
     seed: int = 0
 
 
@@ -215,7 +215,7 @@ class DataConfig:
         annotations: for `coco`: the JSON file, relative to the data folder; `{split}` in it stands for the split.
         images: for `coco`: the folder of the images, likewise; by default that of the JSON file if `annotations` is
             given.
-        split: how to divide a data set without lists (`voc`, `coco`, `yolo`) into the splits train and val.
+        split: how to divide a data set (`voc`, `coco`, `yolo`) into the splits train and val.
         rename: new class names by the names in the data: {van: car, truck: car}. Comes before everything else.
         other_classes: one of `OTHER_CLASSES`, what happens to objects whose class is not in `model.classes`: `error`
             stops; with `ignore` they take no part, and anchors on them are left out of the losses; `background` takes
@@ -230,7 +230,7 @@ class DataConfig:
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     annotations: str | None = None
     images: str | None = None
-    split: SplitConfig | None = None
+    split: SplitConfig = field(default_factory=SplitConfig)
     rename: dict[str, str] = field(default_factory=dict)
     other_classes: str = "error"
 

@@ -160,12 +160,14 @@ def _validate_data(data: DataConfig) -> None:
         value = getattr(data, key)
         _check(value is None or data.format == "coco", f"data.{key}", value, "only data.format coco has it")
     _check(data.images is None or data.annotations is not None, "data.images", data.images, "needs data.annotations")
-    if data.split is not None:
-        _check(data.format in ("voc", "coco", "yolo"), "data.split", data.format, "works with voc, coco and yolo")
-        _check(0 < data.split.val < 1, "data.split.val", data.split.val, "must be between 0 and 1")
-        _check(data.split.seed >= 0, "data.split.seed", data.split.seed, "must not be negative")
-        names = [*data.train_splits, *data.val_splits]
-        _check(set(names) <= {"train", "val"}, "data.split", names, "makes the splits train and val; name no others")
+    _check(0 <= data.split.val < 1, "data.split.val", data.split.val, "must be in [0, 1)")
+    _check(data.split.seed >= 0, "data.split.seed", data.split.seed, "must not be negative")
+    if data.split.val:
+        divisible = data.format in ("voc", "coco", "yolo")
+        _check(divisible, "data.split.val", data.split.val, f"needs data.format voc, coco or yolo, not {data.format}")
+        for key in ("train_splits", "val_splits"):
+            names = getattr(data, key)
+            _check(set(names) <= {"train", "val"}, f"data.{key}", names, "data.split makes only train and val")
     elif data.annotations is not None and data.val_splits:
         _check(
             "{split}" in data.annotations,

@@ -109,7 +109,7 @@ def test_photos_with_their_xml_files_beside_them_need_no_layout(photos):
     (flat / "sub").mkdir(parents=True)
     for path in [*photos.root.glob("JPEGImages/*"), *photos.root.glob("Annotations/*")]:
         path.rename(flat / ("sub" if path.stem > "4" else ".") / path.name)
-    train, val, _ = read_training_data(config(split=SplitConfig()), flat, flat / "none")
+    train, val, _ = read_training_data(config(split=SplitConfig(0.2)), flat, flat / "none")
     assert sorted(ids(train) + ids(val)) == [*"01234", *(f"sub/{index}" for index in range(5, 10))]
     assert not train.defects
 

@@ -47,11 +47,11 @@ def read_data(
     if isinstance(recipe, Config):
         data, classes = recipe.data, list(recipe.model.classes) if classes is None else classes
     lists = [split for split in splits if split.endswith(LIST) and os.path.isfile(split)]
-    if not (lists or data.split):
+    if not (lists or data.split.val):
         return _read(data, data_dir, splits, classes)
     whole = _read(data, data_dir, None, classes)
     parts = {name: select_listed(whole, name) for name in lists}
-    if data.split:
+    if data.split.val:
         parts |= _divide(whole, data.split)
     unknown = [split for split in splits if split not in parts]
     if unknown:
@@ -78,7 +78,7 @@ def read_training_data(
         DataError: as `read_data`.
     """
     data, parts = config.data, {}
-    if data.split:
+    if data.split.val:
         whole = _read(data, data_dir, None, config.model.classes)
         paths = {name: Path(lists_dir) / f"{name}{LIST}" for name in ("train", "val")}
         if all(path.is_file() for path in paths.values()):
