@@ -212,7 +212,7 @@ class DataConfig:
         max_boxes: number of objects of an image that a training batch can hold; further ones are dropped and counted.
         cache: whether to keep all training files in memory, for slow disks.
         augmentation: the augmentation of training images.
-        annotations: for `coco`: the JSON file, relative to the data folder; `{split}` in it stands for the split.
+        annotations: for `coco`: the JSON file, relative to the data folder; `SPLIT` in it stands for the split.
         images: for `coco`: the folder of the images, likewise; by default that of the JSON file if `annotations` is
             given.
         split: how to divide a data set (`voc`, `coco`, `yolo`) into the splits train and val.

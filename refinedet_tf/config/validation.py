@@ -170,10 +170,10 @@ def _validate_data(data: DataConfig) -> None:
             _check(set(names) <= {"train", "val"}, f"data.{key}", names, "data.split makes only train and val")
     elif data.annotations is not None and data.val_splits:
         _check(
-            "{split}" in data.annotations,
+            "SPLIT" in data.annotations,
             "data.annotations",
             data.annotations,
-            "is one file for all splits; give data.split, write {split} into it, or empty data.val_splits",
+            "is one file for all splits; give data.split, write SPLIT into it, or empty data.val_splits",
         )
 
 

@@ -25,6 +25,8 @@ from refinedet_tf.data.readers.annotations import (
 from refinedet_tf.data.readers.files import is_inside
 from refinedet_tf.errors import DataError
 
+SPLIT = "SPLIT"  # stands for the name of a split in paths of a recipe
+
 
 def read_coco(
     root: str | os.PathLike,
@@ -44,7 +46,7 @@ def read_coco(
             images/SPLIT/.
         splits: names such as train2017; None takes the whole of the only JSON file.
         classes: class names in the order of their indices; None takes the categories by ascending id.
-        annotations: the JSON file, relative to `root`, in another layout; `{split}` in it stands for the split.
+        annotations: the JSON file, relative to `root`, in another layout; `SPLIT` in it stands for the split.
         images: the folder of the images in that layout; by default that of the JSON file, or else `root`.
 
     Returns:
@@ -81,7 +83,7 @@ def _find(root: Path, split: str | None, annotations: str | None, images: str | 
     """Returns the JSON file of a split and the folders in which its images may be."""
     if annotations is not None:
         path, folder = (
-            None if name is None else root / name.replace("{split}", split or "") for name in (annotations, images)
+            None if name is None else root / name.replace(SPLIT, split or "") for name in (annotations, images)
         )
         if not path.is_file():
             raise DataError(f"There is no {path} (data.annotations).")

@@ -56,11 +56,11 @@ def read_yolo(root: str | os.PathLike, splits: Sequence[str] | None, classes: Se
     if not root.is_dir():
         raise DataError(f"There is no folder {root}.")
     settings, names, source = _read_settings(root)
+    classes = check_listed(classes, names, source)
     if splits is None:
         paths = list(find_images(root / "images" if (root / "images").is_dir() else root))
     else:
         paths = [path for split in splits for path in _images_of(root, split, settings)]
-    classes = check_listed(classes, names, source)
     defects = (
         [Defect(str(path), "image listed twice, read once") for path in dict.fromkeys(paths) if paths.count(path) > 1]
         if len(set(paths)) < len(paths)

@@ -19,7 +19,7 @@ def random_objects(rng, count):
 
 def over_many_seeds(function):
     """The results of a function of a seed for 4000 seeds."""
-    many = tf.random.uniform([4000, 2], maxval=1 << 30, dtype=tf.int32, seed=5)
+    many = tf.constant(np.random.default_rng(5).integers(0, 1 << 30, (4000, 2)), tf.int32)
     return tf.function(lambda: tf.map_fn(function, many, fn_output_signature=tf.float32))().numpy()
 
 

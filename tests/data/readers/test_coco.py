@@ -178,7 +178,7 @@ def export(root, json_path, image_folder, names=("a.jpg", "sub/b.png")):
     "json_path, image_folder, annotations, images",
     [
         ("result.json", "images", "result.json", "images"),
-        ("train/_annotations.coco.json", "train", "{split}/_annotations.coco.json", None),  # Roboflow's
+        ("train/_annotations.coco.json", "train", "SPLIT/_annotations.coco.json", None),  # Roboflow's
         ("exports/result.json", ".", "exports/result.json", None),
     ],
 )
