@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import tensorflow as tf
 
-IGNORED_CLASS = -2  # in a training batch, of objects that take no part
 RECORD_HEADER = 12  # bytes before a record: its length and a checksum
 
 

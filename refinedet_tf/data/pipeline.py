@@ -8,10 +8,11 @@ import tensorflow as tf
 from refinedet_tf.config import AugmentationConfig, Config
 from refinedet_tf.data.augmentation import augment
 from refinedet_tf.data.augmentation.kerascv import build_layers
-from refinedet_tf.data.examples import IGNORED_CLASS, Example, ExampleSet
+from refinedet_tf.data.examples import Example, ExampleSet
 from refinedet_tf.errors import DataError
 from refinedet_tf.ops import images as image_ops
 from refinedet_tf.ops.resizing import Resizing
+from refinedet_tf.ops.targets import IGNORED_CLASS
 
 
 def build_dataset(

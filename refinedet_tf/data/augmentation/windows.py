@@ -6,9 +6,9 @@ column and row. It may reach beyond the image.
 
 import tensorflow as tf
 
-from refinedet_tf.data.examples import IGNORED_CLASS
 from refinedet_tf.ops.boxes import pairwise_iou
 from refinedet_tf.ops.resizing import MEAN_COLOR
+from refinedet_tf.ops.targets import IGNORED_CLASS
 
 CROP_MIN_IOUS = (0.1, 0.3, 0.5, 0.7, 0.9, 0.0)  # one for each sampler; 0 accepts any crop of an image with objects
 CROP_TRIALS = 50
