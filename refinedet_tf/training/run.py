@@ -177,7 +177,7 @@ class Run:
                     tf.summary.image(f"ground truth and detections/{index}", picture[np.newaxis])
 
     def _write_report(self, progress: Progress, folder: RunFolder) -> None:
-        """Draws the curves and, with validation images, writes the report of a finished run unless it exists."""
+        """Draws the curves and writes the report, unless it exists or there are no validation images."""
         if self._val_set is None:
             with explained_errors(folder.path):
                 save_loss_curves(folder.path / "log.csv", folder.path / "curves.png")
