@@ -42,7 +42,7 @@ def write_coco_results(path: str | os.PathLike, detections: Sequence[ImageDetect
     """Writes COCO's result JSON, with the data set's own image and category ids.
 
     Boxes are (x, y, width, height) in pixels, clipped to the image. Image ids of digits are written as numbers;
-    categories of data without ids are numbered from 1.
+    categories of data without ids are numbered from 1 in alphabetical order.
 
     Args:
         path: the file.
@@ -112,7 +112,11 @@ def read_detections(path: str | os.PathLike, data: ExampleSet) -> list[ImageDete
 
 
 def _category_ids(data: ExampleSet) -> list[int]:
-    return list(range(1, len(data.classes) + 1)) if data.category_ids is None else data.category_ids
+    if data.category_ids is not None:
+        return data.category_ids
+    # By name: a model may have the classes in another order than the data.
+    numbers = {name: number for number, name in enumerate(sorted(data.classes), start=1)}
+    return [numbers[name] for name in data.classes]
 
 
 def _coco_image_id(example: Example) -> int | str:

@@ -66,6 +66,12 @@ def test_data_without_ids_number_categories_from_1_and_keep_names_of_images(tmp_
     np.testing.assert_array_equal(read_detections(tmp_path / "found.json", data)[0].classes, [0, 1])
 
 
+def test_the_order_of_the_classes_does_not_matter(tmp_path):
+    write_coco_results(tmp_path / "found.json", DETECTIONS, ExampleSet(DATA.examples, ["dog", "cat"], []))
+    again = read_detections(tmp_path / "found.json", ExampleSet(DATA.examples, ["cat", "dog"], []))
+    np.testing.assert_array_equal(again[0].classes, [1, 0])
+
+
 def own_file(tmp_path, images, detections=()):
     content = {"images": [{"file": name, "detections": list(detections)} for name in images]}
     path = tmp_path / "detections.json"
