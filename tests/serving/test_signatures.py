@@ -207,8 +207,8 @@ def test_exported_model_gives_the_detections_of_the_live_one(tiny_model, batches
 def test_image_files_of_any_size_give_the_detections_of_their_pixels(tiny_model, files, outputs):
     served = of(outputs, "serving_bytes/mixed")
     for row in (0, 2, 6):
-        pixels = tf.io.decode_image(files[row], channels=3)
-        live = tiny_model.detect(tiny_model.resizing.resize(pixels[tf.newaxis]))
+        pixels = np.asarray(Image.open(io.BytesIO(files[row])).convert("RGB"))
+        live = tiny_model.detect(tiny_model.resizing.resize(pixels[np.newaxis]))
         assert_same_detections(served, live, slice(row, row + 1))
 
 
@@ -341,17 +341,18 @@ def test_outputs_of_tflite_become_detections_with_integer_classes_and_marked_pad
     assert {read[name].dtype for name in ("classes", "num_detections")} == {tf.int32}
 
 
-@pytest.mark.parametrize("weights, share", [("float32", 1e-5), ("bfloat16", 0.05)])
+@pytest.mark.parametrize("weights, error", [("float32", 1e-5), ("bfloat16", 0.1)])
 def test_frozen_models_have_no_variables_and_keep_what_their_precision_can(
-    tiny_model, exported, batches, tmp_path, weights, share
+    tiny_model, exported, batches, tmp_path, weights, error
 ):
     export_saved_model(tiny_model, tmp_path / "frozen", weights=weights, max_pixels=5000)
     loaded = tf.saved_model.load(str(tmp_path / "frozen"))
     live = tiny_model(tiny_model.resizing.resize(batches["small"]), training=False)
     served = loaded.signatures["serving_raw"](images=tf.constant(batches["small"]))
     for name, value in live.items():
-        # The error, beside the spread of the values.
-        assert np.abs(served[name] - value).max() < share * np.std(value), name
+        # Root mean square of the error, beside the spread of the values.
+        relative = np.sqrt(np.mean((served[name] - value) ** 2)) / np.std(value)
+        assert relative < error, (name, relative)
     files = tf.constant([of_size(50, 100, "PNG"), of_size(51, 100, "PNG")])
     assert loaded.signatures["serving_bytes"](image_bytes=files)["image_is_valid"].numpy().tolist() == [True, False]
     graph = (tmp_path / "frozen" / "saved_model.pb").stat().st_size
