@@ -341,7 +341,7 @@ def test_outputs_of_tflite_become_detections_with_integer_classes_and_marked_pad
     assert {read[name].dtype for name in ("classes", "num_detections")} == {tf.int32}
 
 
-@pytest.mark.parametrize("weights, error", [("float32", 1e-5), ("bfloat16", 0.1)])
+@pytest.mark.parametrize("weights, error", [("float32", 1e-5), ("bfloat16", 0.05)])
 def test_frozen_models_have_no_variables_and_keep_what_their_precision_can(
     tiny_model, exported, batches, tmp_path, weights, error
 ):
@@ -357,7 +357,8 @@ def test_frozen_models_have_no_variables_and_keep_what_their_precision_can(
     assert loaded.signatures["serving_bytes"](image_bytes=files)["image_is_valid"].numpy().tolist() == [True, False]
     graph = (tmp_path / "frozen" / "saved_model.pb").stat().st_size
     weight_bytes = sum(np.prod(variable.shape) for variable in tiny_model.weights) * (4 if weights == "float32" else 2)
-    assert weight_bytes * 0.9 < graph < weight_bytes + 900_000  # the rest is the graph
+    # The rest is the graph, of which reading the headers of image files takes a tenth.
+    assert weight_bytes * 0.9 < graph < weight_bytes + 1_000_000
     variables = sum(path.stat().st_size for path in (tmp_path / "frozen" / "variables").iterdir())
     assert variables < 10_000 < sum(path.stat().st_size for path in (exported / "variables").iterdir())
 
