@@ -12,6 +12,7 @@ from refinedet_tf.config import Config
 from refinedet_tf.data.examples import ExampleSet
 from refinedet_tf.data.pipeline import epoch_order, epoch_variable, training_pipeline
 from refinedet_tf.evaluation.evaluator import EvaluationResult, evaluate
+from refinedet_tf.losses import RefineDetLoss
 from refinedet_tf.model import build_model
 from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.training.callbacks import Steps
@@ -60,7 +61,8 @@ class Run:
             jit_compile = config.train.jit_compile
             if jit_compile == "auto":
                 jit_compile = bool(tf.config.list_physical_devices("GPU"))
-            self.model.compile(optimizer, jit_compile=jit_compile)
+            loss = RefineDetLoss.for_model(config.model, normalize_positives=config.train.normalize_positives)
+            self.model.compile(optimizer, loss, jit_compile=jit_compile)
             create_state(self.model.optimizer, self.model.trainable_variables)
         self._schedule = build_schedule(config.train, len(self.dataset))
         self.variables = RunVariables(self.model)

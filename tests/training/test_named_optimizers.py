@@ -41,9 +41,8 @@ def small_model(optimizer, normalize=True, **settings):
     if normalize:
         features = keras.layers.BatchNormalization(name="norm")(features)
     model = keras.Model(images, keras.layers.Conv2D(2, 1, name="odm3_classes")(features))
-    config = TrainConfig(
-        optimizer=optimizer, epochs=2, learning_rate=0.01, warmup_steps=2, weight_decay=0.1, **settings
-    )
+    shared = {"epochs": 2, "learning_rate": 0.01, "warmup_steps": 2, "weight_decay": 0.1}
+    config = TrainConfig(optimizer=optimizer, **{**shared, **settings})
     model.compile(build_optimizer(config, 3, model), loss="mse")
     create_state(model.optimizer, model.trainable_variables)
     return model
