@@ -1,7 +1,7 @@
 """Matching of anchors to ground-truth boxes, and hard negative mining.
 
-Everything is batched with static shapes: `n` anchors and `m` rows of ground truth, some of which are padding. Matching
-needs about `20 b m n` bytes and a few passes over `[b, m, n]`.
+Everything is batched with static shapes: `n` anchors and `m` rows of ground truth, some of which are padding. Time and
+memory of matching grow with `b m n`.
 """
 
 import tensorflow as tf
