@@ -3,11 +3,13 @@ import json
 import shutil
 
 import pytest
+import tensorflow as tf
 
 from refinedet_tf.config import load_config
 from refinedet_tf.data.readers.voc import read_voc
 from refinedet_tf.errors import DataError, TrainingError, WeightFileError
 from refinedet_tf.evaluation.evaluator import evaluate
+from refinedet_tf.training.run import Run
 from refinedet_tf.training.trainer import train
 from refinedet_tf.weights import load_model
 
@@ -63,3 +65,11 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     with pytest.raises(error, match=message):
         train(load_config(tiny_recipe, [override]), shapes_dir, work_dir)
     assert not work_dir.exists()
+
+
+@pytest.mark.parametrize("rule", ["per_replica", "global"])
+def test_the_rule_that_counts_positives_reaches_the_loss(tiny_recipe, shapes_dir, rule):
+    config = load_config(tiny_recipe, [f"train.normalize_positives={rule}", "model.negative_ratio=2.0"])
+    examples = read_voc(shapes_dir, ["train"], config.model.classes)
+    loss = Run(config, examples, examples, tf.distribute.get_strategy()).model.loss_function
+    assert (loss.normalize_positives, loss.negative_ratio) == (rule, 2.0)
