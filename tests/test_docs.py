@@ -1,8 +1,12 @@
 """The documentation: commands name real flags, links lead somewhere, the API page is complete, the tutorial runs."""
 
 import importlib
+import os
 import re
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -11,6 +15,8 @@ from nbclient import NotebookClient
 
 from refinedet_tf.cli import main
 from tests.conftest import PROJECT
+from tests.weights.caffe_writer import write_caffemodel
+from tests.weights.random_nets import random_vgg16
 
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")), PROJECT / "export/serving/README.md"]
 
@@ -36,6 +42,19 @@ def test_commands_have_known_flags_and_the_required_ones(page, arguments, monkey
         monkeypatch.setattr(flags, kind, lambda *a, _define=define, **k: _define(*a, **{"flag_values": values, **k}))
     importlib.import_module(f"refinedet_tf.cli.{name.replace('-', '_')}").define_flags()
     assert values([name, *given]) == [name], "nothing is left over"
+
+
+def test_weights_of_the_authors_are_imported(tmp_path):
+    page = (PROJECT / "docs/weights.md").read_text(encoding="utf-8")
+    (command,) = [text for text in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL) if ".caffemodel" in text]
+    write_caffemodel(tmp_path / re.search(r"--weights=(\S+)", command)[1], random_vgg16(0, 21))
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "loaded: 98 of 98 variables, from 50 of 50 layers of the file" in result.stdout
+    assert (tmp_path / "model.keras").exists()
 
 
 def test_links_lead_somewhere():
