@@ -30,6 +30,7 @@ def tiny_config():
         width=16,
         separable=True,
         batch_norm=True,
+        score_thresholds={"star": 0.4},
     )
 
 

@@ -6,11 +6,10 @@ import logging
 import tensorflow as tf
 from tensorflow import keras
 
-from refinedet_tf.config import as_dict
 from refinedet_tf.errors import ExportError
 from refinedet_tf.serving.checksums import seal_onnx
 from refinedet_tf.serving.frozen import frozen_network
-from refinedet_tf.serving.metadata import SETTINGS
+from refinedet_tf.serving.metadata import SETTINGS, detection_settings
 from refinedet_tf.serving.signatures import signatures
 
 OPSET = 17
@@ -45,7 +44,6 @@ def convert_onnx(model: keras.Model) -> bytes:
     finally:
         logger.setLevel(level)
     config = model.config
-    settings = {"objectness_threshold": config.objectness_threshold, **as_dict(config.detection)}
-    for key, value in ((CLASSES, list(config.classes)), (SETTINGS, settings)):
+    for key, value in ((CLASSES, list(config.classes)), (SETTINGS, detection_settings(config))):
         converted.metadata_props.add(key=key, value=json.dumps(value))
     return seal_onnx(converted.SerializeToString())

@@ -10,13 +10,12 @@ from collections.abc import Sequence
 import tensorflow as tf
 from tensorflow import keras
 
-from refinedet_tf.config import as_dict
 from refinedet_tf.errors import ExportError
 from refinedet_tf.ops.images import MAX_PIXELS
 from refinedet_tf.serving.checksums import checksum_of_file, seal_settings
 from refinedet_tf.serving.frozen import frozen_network
 from refinedet_tf.serving.labels import LABELS, label_table, write_labels
-from refinedet_tf.serving.metadata import FILES, SETTINGS
+from refinedet_tf.serving.metadata import FILES, SETTINGS, detection_settings
 from refinedet_tf.serving.signatures import signatures
 from refinedet_tf.serving.warmup import write_warmup_requests
 
@@ -70,8 +69,7 @@ def export_saved_model(
         tf.io.gfile.rmtree(unfinished)
     _write_graph(model, unfinished, weights, max_pixels)
     config = model.config
-    thresholds = {"objectness_threshold": config.objectness_threshold, **as_dict(config.detection)}
-    _write_settings(unfinished, {"weights": weights, "classes": list(config.classes), **thresholds})
+    _write_settings(unfinished, {"weights": weights, "classes": list(config.classes), **detection_settings(config)})
     if warmup_batch_sizes:
         write_warmup_requests(unfinished, config.input_size, warmup_batch_sizes)
     if tf.io.gfile.exists(path):

@@ -13,13 +13,13 @@ from flatbuffers import flexbuffers
 from tensorflow import keras
 from tensorflow.lite.tools import flatbuffer_utils
 
-from refinedet_tf.config import ModelConfig, as_dict
+from refinedet_tf.config import ModelConfig
 from refinedet_tf.errors import ExportError
 from refinedet_tf.ops.boxes import CENTER_VARIANCE, SIZE_VARIANCE
 from refinedet_tf.ops.detections import decode_predictions, keep_top_k, refine_anchors
 from refinedet_tf.serving.frozen import frozen_network
 from refinedet_tf.serving.inputs import INPUT_NAME, InputForm
-from refinedet_tf.serving.metadata import MAX_THREADS, Metadata, append_metadata
+from refinedet_tf.serving.metadata import MAX_THREADS, Metadata, append_metadata, detection_settings
 from refinedet_tf.serving.model_metadata import add_model_metadata
 from refinedet_tf.serving.outputs import TFLITE_OUTPUT_NAMES, YX, raw_predictions
 from refinedet_tf.serving.tensor_ranges import computed_tensors, layer_of_tensor
@@ -84,8 +84,7 @@ def convert_tflite(
         "input": form.as_settings(),
         "quantize": quantize,
         "postprocess": postprocess,
-        "objectness_threshold": config.objectness_threshold,
-        **as_dict(config.detection),
+        **detection_settings(config),
     }
     return append_metadata(content, Metadata(list(config.classes), settings, anchors))
 

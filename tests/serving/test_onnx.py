@@ -48,6 +48,7 @@ def test_an_onnx_file_agrees_with_the_model(letterboxing, onnx_file, photos):
 def test_the_batch_is_free(onnx_file, photos):
     model = OnnxModel(onnx_file)
     assert model.classes == ["circle", "square", "star"] and model.settings["max_detections"] == 500
+    assert model.settings["score_thresholds"] == {"star": 0.4}
     batch = np.stack([photos[0], 255 - photos[0], photos[0]])
     together = model.detect_batch(batch)
     for row in range(3):

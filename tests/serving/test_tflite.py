@@ -136,6 +136,7 @@ def test_metadata_are_readable_with_standard_tools(tiny_model, tflite_files):
                                  "interpolation": settings["input"]["interpolation"]}  # fmt: skip
     assert (settings["quantize"], settings["postprocess"]) == ("float16", "none")
     assert (settings["score_threshold"], settings["objectness_threshold"]) == (0.01, 0.01)
+    assert settings["score_thresholds"] == {"star": 0.4}
     np.testing.assert_array_equal(anchors, tiny_model.anchors)
     assert read_metadata(tflite_files(*FLOAT)).anchors is None
 

@@ -89,8 +89,8 @@ def test_an_inconsistent_blob_is_refused_with_its_layer(path, raw_blob, message)
     ("content", "message"),
     [
         (b"", "holds no layer"),
-        (b"\x00" * 100, "no Caffe model"),
-        (b'name: "VGG"\nlayer {', "no Caffe model"),
+        (b"\x00" * 100, "not a Caffe model"),
+        (b'name: "VGG"\nlayer {', "not a Caffe model"),
         (block(1, b"a net without layers"), "holds no layer"),
         (layer("relu", []), "holds no layer"),
         (layer("a", [blob([1])]) + layer("a", [blob([1])]), "two layers are named 'a'"),
@@ -99,7 +99,7 @@ def test_an_inconsistent_blob_is_refused_with_its_layer(path, raw_blob, message)
         (block(100, b"") * 100_001, "more than 100000 layers"),
         (block(2, block(1, block(1, b"conv1") + block(50, blob([1])))), "upgrade_net_proto_binary"),
         (block(100, b"\x0a\x7f"), "layer number 0 is damaged"),
-        (b"\x0b" * 100_000, "no Caffe model"),
+        (b"\x0b" * 100_000, "not a Caffe model"),
     ],
 )
 def test_a_file_that_is_no_caffe_model_is_refused(path, content, message):
@@ -111,7 +111,7 @@ def test_a_file_that_is_no_caffe_model_is_refused(path, content, message):
 def test_only_regular_files_are_opened(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for other in (tmp_path / "missing", tmp_path, tmp_path / "pipe", "/dev/zero"):
-        with pytest.raises(WeightFileError, match=r"cannot be read|no regular file"):
+        with pytest.raises(WeightFileError, match=r"cannot be read|not a regular file"):
             read_caffemodel(other)
 
 
