@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from refinedet_tf.data.examples import Example, ExampleSet
 from refinedet_tf.data.pipeline import evaluation_pipeline, image_pipeline
-from refinedet_tf.errors import ConfigError
+from refinedet_tf.errors import ConfigError, DataError
 from refinedet_tf.evaluation.coco import CocoResult, coco_average_precision
 from refinedet_tf.evaluation.images import ImageDetections, clip_boxes, detections_to_images, examples_to_truths
 from refinedet_tf.evaluation.prediction import ProtocolDetector
@@ -96,6 +96,7 @@ def evaluate(
 
     Raises:
         ConfigError: there is no such protocol, or `source` is not a model, which alone can follow one.
+        DataError: the data have other classes than the model or detector, or the same in another order.
         ValueError: the number of images with detections differs from the number of examples, or a class index is out
             of range.
     """
@@ -103,6 +104,12 @@ def evaluate(
         protocol = find_protocol(protocol)
     if protocol and not isinstance(source, RefineDet):
         raise ConfigError("An evaluation protocol needs a Keras model; exported models have fixed settings.")
+    classes = source.config.classes if isinstance(source, RefineDet) else getattr(source, "classes", data.classes)
+    if list(classes) != list(data.classes):
+        raise DataError(
+            f"The model's classes are {', '.join(classes)}; the data's are {', '.join(data.classes)}. "
+            "Read the data with the model's classes, in the model's order."
+        )
     if protocol:
         detections = ProtocolDetector(source, protocol).detect_all(data.examples)
     elif isinstance(source, RefineDet):

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from refinedet_tf.data.examples import Example, ExampleSet
+from refinedet_tf.errors import DataError
 from refinedet_tf.evaluation.evaluator import evaluate
 from refinedet_tf.evaluation.images import ImageDetections, clip_boxes, detections_to_images, examples_to_truths
 from refinedet_tf.inference.detector import Detector
@@ -94,6 +95,13 @@ def test_a_model_a_detector_and_their_detections_give_the_same_numbers(tiny_mode
     for one, other in zip(by_model.detections, by_detector.detections, strict=True):
         np.testing.assert_allclose(one.boxes, other.boxes, atol=0.05)
         np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
+
+
+def test_classes_in_another_order_are_refused(tiny_model, tiny_config, data):
+    swapped = ExampleSet(data.examples, tiny_config.classes[::-1], [])
+    for source in (tiny_model, Detector.from_model(tiny_model)):
+        with pytest.raises(DataError, match="are circle, square, star; the data's are star, square, circle"):
+            evaluate(source, swapped)
 
 
 def test_result_for_json_and_for_people(data):

@@ -147,7 +147,7 @@ def test_a_class_map_file_says_what_becomes_what(saved, tiny_model, renamed_mode
         ({}, "must map class names to indices"),
         ("nowhere.yaml", "no class map '.*nowhere.yaml'; shipped with the library: coco_to_voc"),
         ("list.yaml", "must map class names"),
-        ("broken.yaml", "no readable class map"),
+        ("broken.yaml", "not a readable class map"),
     ],
 )
 def test_unusable_class_maps_are_refused(class_map, message, saved, renamed_model, tmp_path):
