@@ -62,6 +62,12 @@ def test_recipe_without_settings_has_the_defaults_of_the_paper(write):
     assert (config.train.learning_rate, config.train.momentum, config.train.weight_decay) == (1e-3, 0.9, 5e-4)
 
 
+def test_recipes_of_coco_keep_the_best_model_by_coco_ap():
+    for name in list_recipes():
+        config = load_config(name)
+        assert config.train.best_metric == ("coco_ap" if config.data.format == "coco" else "ap_11_point"), name
+
+
 def test_saved_recipe_is_read_back_as_it_was(tmp_path):
     path = tmp_path / "config.yaml"
     save_config(CHANGED, path)
