@@ -117,8 +117,8 @@ def test_an_export_never_overwrites(finished_run, saved_model):
         (["train.py", "--config=RECIPE", "--data_dir=/nowhere", "--work_dir=w"], "/nowhere"),
         (["-m", "refinedet_tf", "detect", "--model=nowhere.keras", "--input=setup.cfg", "--output_dir=o"], "nowhere"),
         (["-m", "refinedet_tf", "detect", "--model=m", "--input=configs", "--output_dir=o"], "holds no image"),
-        (["-m", "refinedet_tf", "evaluate", "--model=RECIPE", "--data_dir=d"], "no model that can be opened"),
-        (["export/savedmodel.py", "--model=RECIPE", "--output_dir=o"], "no model that can be opened"),
+        (["-m", "refinedet_tf", "evaluate", "--model=RECIPE", "--data_dir=d"], "not a model that can be opened"),
+        (["export/savedmodel.py", "--model=RECIPE", "--output_dir=o"], "not a model that can be opened"),
     ],
 )
 def test_mistakes_are_one_line_that_names_them(tiny_recipe, arguments, message):
