@@ -86,8 +86,9 @@ def test_every_setting_can_be_overridden_alone(write, key, value):
     path = write("model: {classes: [bird], backbone: {name: mobilenet_v1}}\n")
     if key == "model.arm_positive_iou":
         value = 0.6  # any threshold above the default of its partner
-    if key in ("data.annotations", "data.images"):  # only COCO has them
-        path = write("model: {classes: [bird], backbone: {name: mobilenet_v1}}\ndata: {format: coco}\n")
+    if key in ("data.annotations", "data.images"):  # only COCO has them, the second beside the first
+        data = "{format: coco}" if key == "data.annotations" else "{format: coco, annotations: SPLIT.json}"
+        path = write(f"model: {{classes: [bird], backbone: {{name: mobilenet_v1}}}}\ndata: {data}\n")
     before = settings(load_config(path))
     after = settings(load_config(path, overrides=[f"{key}={value}"]))
     assert {**before, key: value} == after
