@@ -104,6 +104,17 @@ def tiny_images():
     return coarse_noise(np.random.default_rng(7), 3)
 
 
+@pytest.fixture
+def targets():
+    """For `tiny_images`: two objects, one, none."""
+    boxes = np.full([3, 4, 4], -1, np.float32)
+    classes = np.full([3, 4], -1, np.int32)
+    boxes[0, :2] = [[0.1, 0.1, 0.4, 0.6], [0.5, 0.3, 0.95, 0.9]]
+    boxes[1, 0] = [0.2, 0.2, 0.8, 0.8]
+    classes[0, :2], classes[1, 0] = [0, 2], 1
+    return {"boxes": boxes, "classes": classes}
+
+
 def coarse_noise(rng, count):
     """Images of random squares of eight pixels."""
     squares = rng.uniform(0, 255, (count, 8, 16, 3)).astype(np.float32)

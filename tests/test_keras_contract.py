@@ -15,17 +15,6 @@ from refinedet_tf.model import RefineDet, build_model
 NAMES = ("loss", *LOSS_NAMES, *COUNT_NAMES)
 
 
-@pytest.fixture
-def targets():
-    """For `tiny_images`: two objects, one, none."""
-    boxes = np.full([3, 4, 4], -1, np.float32)
-    classes = np.full([3, 4], -1, np.int32)
-    boxes[0, :2] = [[0.1, 0.1, 0.4, 0.6], [0.5, 0.3, 0.95, 0.9]]
-    boxes[1, 0] = [0.2, 0.2, 0.8, 0.8]
-    classes[0, :2], classes[1, 0] = [0, 2], 1
-    return {"boxes": boxes, "classes": classes}
-
-
 @pytest.fixture(scope="module")
 def plain_config(tiny_config):
     """Ordinary convolutions: tracing a training step of them takes a fraction of the time."""

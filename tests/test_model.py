@@ -22,17 +22,6 @@ from tests.changed_recipe import CHANGED
 DETECTION_NAMES = {"boxes", "scores", "classes", "num_detections"}
 
 
-@pytest.fixture
-def targets():
-    """For `tiny_images`: two objects, one, none."""
-    boxes = np.full([3, 4, 4], -1, np.float32)
-    classes = np.full([3, 4], -1, np.int32)
-    boxes[0, :2] = [[0.1, 0.1, 0.4, 0.6], [0.5, 0.3, 0.95, 0.9]]
-    boxes[1, 0] = [0.2, 0.2, 0.8, 0.8]
-    classes[0, :2], classes[1, 0] = [0, 2], 1
-    return {"boxes": boxes, "classes": classes}
-
-
 def run(script, *arguments):
     """A script in another process, from which only what it prints last comes back."""
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}

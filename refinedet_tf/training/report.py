@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from refinedet_tf.config import Config
@@ -14,8 +13,8 @@ from refinedet_tf.data.examples import ExampleSet
 from refinedet_tf.data.pipeline import image_pipeline
 from refinedet_tf.evaluation.analysis import figures
 from refinedet_tf.evaluation.analysis.analysis import analyze
+from refinedet_tf.evaluation.analysis.report import template_environment
 from refinedet_tf.evaluation.evaluator import EvaluationResult
-from refinedet_tf.evaluation.tables import decimals
 from refinedet_tf.training.checkpoints import Progress
 from refinedet_tf.training.files import replace_text
 from refinedet_tf.visualization import draw_detections
@@ -38,14 +37,7 @@ def write_report(
         train_images: number of training images.
         val_set: the validation images.
     """
-    environment = Environment(
-        loader=PackageLoader("refinedet_tf.training", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["decimals"] = lambda value: "-" if value is None else decimals(value)
+    environment = template_environment("refinedet_tf.training")
     analysis = analyze(result, val_set)
     names = [example.image_id for example in val_set.examples[:SHOWN_IMAGES]]
     pictures = draw_comparisons(result, val_set, analysis.score_thresholds)

@@ -49,15 +49,21 @@ def write_report(
     return page
 
 
-def _render(analysis: Analysis, data: ExampleSet, title: str, robustness: Sequence[RobustnessRow]) -> str:
+def template_environment(package: str) -> Environment:
+    """Returns an environment for the HTML templates of a package; what a page lacks is an error."""
     environment = Environment(
-        loader=PackageLoader("refinedet_tf.evaluation.analysis", "."),
+        loader=PackageLoader(package, "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["decimals"] = lambda value: "-" if value is None else decimals(value)
+    return environment
+
+
+def _render(analysis: Analysis, data: ExampleSet, title: str, robustness: Sequence[RobustnessRow]) -> str:
+    environment = template_environment("refinedet_tf.evaluation.analysis")
     doubted = [each for each in analysis.suspicions if each.score is not None][:SHOWN_SUSPICIONS]
     unfound = [each for each in analysis.suspicions if each.score is None][:SHOWN_SUSPICIONS]
     images = _read_images(data, [each.image for each in [*analysis.worst, *doubted, *unfound]])
