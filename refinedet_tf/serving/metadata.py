@@ -9,11 +9,9 @@ import os
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from refinedet_tf.config import ModelConfig, as_dict
 from refinedet_tf.errors import ExportError
 from refinedet_tf.serving.checksums import open_settings, seal_settings
 from refinedet_tf.serving.labels import LABELS
@@ -41,15 +39,6 @@ class Metadata:
     classes: list[str]
     settings: dict
     anchors: np.ndarray | None = None
-
-
-def detection_settings(config: ModelConfig) -> dict[str, Any]:
-    """Returns the thresholds that every export states, `score_thresholds` by class name among them."""
-    return {
-        "objectness_threshold": config.objectness_threshold,
-        "score_thresholds": dict(config.score_thresholds),
-        **as_dict(config.detection),
-    }
 
 
 def append_metadata(content: bytes, metadata: Metadata) -> bytes:

@@ -9,7 +9,8 @@ from tensorflow import keras
 from refinedet_tf.errors import ExportError
 from refinedet_tf.serving.checksums import seal_onnx
 from refinedet_tf.serving.frozen import frozen_network
-from refinedet_tf.serving.metadata import SETTINGS, detection_settings
+from refinedet_tf.serving.metadata import SETTINGS
+from refinedet_tf.serving.settings import detection_settings
 from refinedet_tf.serving.signatures import signatures
 
 OPSET = 17

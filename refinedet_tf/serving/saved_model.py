@@ -15,7 +15,8 @@ from refinedet_tf.ops.images import MAX_PIXELS
 from refinedet_tf.serving.checksums import checksum_of_file, seal_settings
 from refinedet_tf.serving.frozen import frozen_network
 from refinedet_tf.serving.labels import LABELS, label_table, write_labels
-from refinedet_tf.serving.metadata import FILES, SETTINGS, detection_settings
+from refinedet_tf.serving.metadata import FILES, SETTINGS
+from refinedet_tf.serving.settings import detection_settings
 from refinedet_tf.serving.signatures import signatures
 from refinedet_tf.serving.warmup import write_warmup_requests
 

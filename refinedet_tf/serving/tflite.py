@@ -19,9 +19,10 @@ from refinedet_tf.ops.boxes import CENTER_VARIANCE, SIZE_VARIANCE
 from refinedet_tf.ops.detections import decode_predictions, keep_top_k, refine_anchors
 from refinedet_tf.serving.frozen import frozen_network
 from refinedet_tf.serving.inputs import INPUT_NAME, InputForm
-from refinedet_tf.serving.metadata import MAX_THREADS, Metadata, append_metadata, detection_settings
+from refinedet_tf.serving.metadata import MAX_THREADS, Metadata, append_metadata
 from refinedet_tf.serving.model_metadata import add_model_metadata
 from refinedet_tf.serving.outputs import TFLITE_OUTPUT_NAMES, YX, raw_predictions
+from refinedet_tf.serving.settings import detection_settings
 from refinedet_tf.serving.tensor_ranges import computed_tensors, layer_of_tensor
 
 QUANTIZATIONS = ("none", "float16", "dynamic", "int8")
