@@ -70,8 +70,8 @@ def coco_average_precision(
     """Computes COCO's average precision and recall, over the classes that have ground truth.
 
     Boxes are xmax - xmin wide, without VOC's extra pixel. Objects with an area below 32 x 32 pixels are small, above
-    96 x 96 pixels large. Difficult objects count as crowds: detections that lie mostly inside them are ignored. COCO
-    considers the best 100 detections of a class in an image.
+    96 x 96 pixels large. Difficult objects count as crowds: detections that lie mostly inside them are ignored. Ignored
+    boxes count as crowds of every class. COCO considers the best 100 detections of a class in an image.
 
     Args:
         detections: the detections of each image.
@@ -82,6 +82,7 @@ def coco_average_precision(
         ValueError: as `check_images`.
     """
     check_images(detections, truths, len(classes))
+    truths = [_ignored_as_crowds(truth, found) for truth, found in zip(truths, detections, strict=True)]
     truth_areas = [_areas(truth.boxes) if truth.areas is None else truth.areas for truth in truths]
     found_areas = [_areas(found.boxes) for found in detections]
     with contextlib.redirect_stdout(io.StringIO()):  # pycocotools reports each of its steps
@@ -116,6 +117,18 @@ def _class_metrics(evaluation: COCOeval, index: int) -> dict[str, float]:
         name: mean([float(each) for each in np.ravel(value) if each >= 0])
         for name, value in zip(CLASS_METRICS, values, strict=True)
     }
+
+
+def _ignored_as_crowds(truth: ImageTruth, found: ImageDetections) -> ImageTruth:
+    """Adds the ignored boxes as crowds of each class that is detected in the image: COCO's crowds have a class."""
+    labels = np.unique(found.classes)
+    boxes = np.repeat(truth.ignored, len(labels), axis=0)
+    return ImageTruth(
+        boxes=np.concatenate([truth.boxes, boxes]),
+        classes=np.concatenate([truth.classes, np.tile(labels, len(truth.ignored))]),
+        difficult=np.concatenate([truth.difficult, np.ones(len(boxes), bool)]),
+        areas=None if truth.areas is None else np.concatenate([truth.areas, _areas(boxes)]),
+    )
 
 
 def _areas(boxes: np.ndarray) -> np.ndarray:

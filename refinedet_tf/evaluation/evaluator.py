@@ -17,6 +17,7 @@ from refinedet_tf.evaluation.protocols import EvaluationProtocol, find_protocol
 from refinedet_tf.evaluation.tables import decimals, text_table
 from refinedet_tf.evaluation.voc import VocResult, voc_average_precision
 from refinedet_tf.model import RefineDet
+from refinedet_tf.ops.targets import IGNORED_CLASS
 
 
 class Predictor(Protocol):
@@ -131,7 +132,8 @@ def evaluate_arrays(
         batches: of each batch the detections, the ground truth, and height and width of its images in pixels.
             Detections: `boxes` `[b, k, 4]`, relative (xmin, ymin, xmax, ymax), `scores` `[b, k]` (or `confidence`, as
             KerasCV calls them), `classes` `[b, k]` and `num_detections` `[b]`. Ground truth: `boxes` `[b, m, 4]` and
-            `classes` `[b, m]`, padded with class -1, and optionally `difficult` `[b, m]`.
+            `classes` `[b, m]`, padded with class -1, and optionally `difficult` `[b, m]`. Class -2 marks an ignored
+            object: detections of any class on it are not errors.
         classes: the class names by index.
 
     Raises:
@@ -145,9 +147,9 @@ def evaluate_arrays(
             real = labels >= 0
             flags = np.zeros(int(real.sum()), bool)
             difficult = np.asarray(truth["difficult"][index], bool)[real] if "difficult" in truth else flags
-            boxes = np.asarray(truth["boxes"][index], np.float32)[real]
-            name = str(len(examples))
-            examples.append(Example(name, "", height, width, boxes, labels[real].astype(int), difficult, flags))
+            boxes, name = np.asarray(truth["boxes"][index], np.float32), str(len(examples))
+            objects = boxes[real], labels[real].astype(int), difficult, flags
+            examples.append(Example(name, "", height, width, *objects, ignored=boxes[labels == IGNORED_CLASS]))
     return evaluate_detections(detections, ExampleSet(examples, list(classes), []))
 
 

@@ -1,7 +1,7 @@
 """Detections and ground truth of images, in the form that all metrics take."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -36,12 +36,14 @@ class ImageTruth:
         difficult: bool `[m]`; such objects need not be found, and finding them is not an error.
         areas: float `[m]`, square pixels, by which COCO calls an object small, medium or large; None takes the area of
             the box.
+        ignored: float `[n, 4]`, boxes of objects of no class, in pixels; detections of any class there are not errors.
     """
 
     boxes: np.ndarray
     classes: np.ndarray
     difficult: np.ndarray
     areas: np.ndarray | None = None
+    ignored: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
 
     def __post_init__(self) -> None:
         _check_lengths(self, "classes", "difficult")
@@ -103,7 +105,8 @@ def detections_to_images(
 def examples_to_truths(examples: Sequence[Example]) -> list[ImageTruth]:
     """Returns the annotations in pixels of the original images, as the annotation file has them.
 
-    Crowds count as difficult: they need not be found, and detections in them are not errors.
+    Crowds count as difficult: they need not be found, and detections in them are not errors. The same holds for
+    detections of any class on ignored objects.
     """
     return [_to_truth(example) for example in examples]
 
@@ -114,7 +117,8 @@ def clip_boxes(image: ImageDetections, right: float, bottom: float, offset: floa
 
 
 def _to_truth(example: Example) -> ImageTruth:
-    boxes = np.asarray(example.boxes, np.float64) * ((example.width, example.height) * 2)
+    size = (example.width, example.height) * 2
+    boxes = np.asarray(example.boxes, np.float64) * size
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)
     if example.areas is not None:
         areas = np.where(np.isnan(example.areas), areas, example.areas)
@@ -123,6 +127,7 @@ def _to_truth(example: Example) -> ImageTruth:
         classes=np.asarray(example.classes),
         difficult=np.asarray(example.difficult | example.crowd, bool),
         areas=areas,
+        ignored=np.asarray(example.ignored, np.float64) * size,
     )
 
 

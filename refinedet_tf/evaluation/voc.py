@@ -98,8 +98,9 @@ def voc_average_precision(
 
     Each detection is assigned to the object of its class that it overlaps most. It is a true positive if their IoU
     exceeds the threshold and no detection with a higher score has claimed the object, ignored if the object is
-    difficult, and a false positive otherwise. Boxes include their last pixel: a box is xmax - xmin + 1 wide.
-    Equal scores are ranked in the order given, by image and then within it.
+    difficult, and a false positive otherwise. A false positive whose IoU with an ignored box exceeds the threshold is
+    ignored, too. Boxes include their last pixel: a box is xmax - xmin + 1 wide. Equal scores are ranked in the order
+    given, by image and then within it.
 
     Args:
         detections: the detections of each image.
@@ -183,6 +184,9 @@ def _outcomes(found: ImageDetections, truth: ImageTruth, iou_threshold: float) -
         _, first = np.unique(claimed, return_index=True)
         outcomes[mine[first]] = TRUE_POSITIVE
         outcomes[mine[truth.difficult[claimed].astype(bool)]] = IGNORED
+    if len(truth.ignored):
+        on_ignored = pixel_iou(found.boxes, truth.ignored).max(axis=1) > iou_threshold
+        outcomes[on_ignored & (outcomes == FALSE_POSITIVE)] = IGNORED
     return outcomes
 
 

@@ -8,6 +8,8 @@ from refinedet_tf.config import AugmentationConfig, Config, DataConfig, ModelCon
 from refinedet_tf.data.pipeline import build_dataset
 from refinedet_tf.data.readers import read_data
 from refinedet_tf.errors import DataError
+from refinedet_tf.evaluation.evaluator import evaluate
+from refinedet_tf.evaluation.images import ImageDetections
 from tests.data.conftest import voc_object
 
 CAR, VAN, DOG = ((5, 5, 25, 25), (20, 10, 40, 30), (1, 2, 45, 38))
@@ -50,6 +52,20 @@ def test_classes_merge_and_other_objects_are_ignored(street):
     assert batches[2]["classes"].numpy().tolist() == [[0, 0, -2, -1]]
     np.testing.assert_allclose(batches[2]["boxes"][0, 2], relative(DOG), atol=1e-6)
     assert batches[0]["classes"].numpy().tolist() == [[-2, -1, -1, -1]]
+
+
+def test_detections_on_ignored_objects_are_neither_right_nor_wrong(street):
+    found = read_data(recipe(["car"], rename={"van": "car"}, other_classes="ignore"), street, ["train"])
+    size = np.array([50, 40, 50, 40])
+    detections = [
+        ImageDetections(np.concatenate([[relative(DOG)], example.boxes]) * size,
+                        np.linspace(0.9, 0.5, 1 + len(example.boxes)), np.zeros(1 + len(example.boxes), int))
+        for example in found.examples
+    ]  # fmt: skip
+    result = evaluate(detections, found)
+    assert result.ap_area == 1.0 and result.coco_ap == pytest.approx(1.0)
+    background = read_data(recipe(["car"], rename={"van": "car"}, other_classes="background"), street, ["train"])
+    assert evaluate(detections, background).ap_area < 0.7 > evaluate(detections, background).coco_ap
 
 
 def test_ignored_objects_leave_room_for_real_ones(street):

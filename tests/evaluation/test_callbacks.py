@@ -33,6 +33,10 @@ def test_arrays_of_any_detector():
     difficult = {**TRUTH, "difficult": np.array([[False, True], [False, False]])}
     result = evaluate_arrays([({**FOUND, "scores": SCORES}, difficult, (100, 200))], NAMES)
     assert [row.ap_area for row in result.voc.rows] == [1.0, 1.0]
+    ignored = {**TRUTH, "classes": np.array([[0, -2], [1, -1]])}
+    result = evaluate_arrays([({**FOUND, "scores": SCORES[:, ::-1]}, ignored, (100, 200))], NAMES)
+    assert [row.ground_truths for row in result.voc.rows] == [1, 1]
+    assert result.ap_area == 1.0 and result.coco_ap == pytest.approx(1.0)
 
 
 def test_callback_for_another_model():

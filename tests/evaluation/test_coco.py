@@ -75,6 +75,17 @@ def test_difficult_objects_neither_help_nor_hurt():
     assert np.isnan(result["AP_large"])
 
 
+def test_detections_in_ignored_objects_are_no_errors_of_any_class():
+    part = [210, 210, 390, 300]  # lies in LARGE, with an IoU of 0.41 to it
+    detections = [found([part, LARGE, MEDIUM], [0.9, 0.8, 0.7], np.array([0, 1, 0])), found([LARGE], [0.6])]
+    truths = [truth([MEDIUM, SMALL], [0, 1]), truth([])]
+    with_ignored = [ImageTruth(truths[0].boxes, truths[0].classes, truths[0].difficult, ignored=np.array([LARGE]))]
+    result = coco_average_precision(detections, [*with_ignored, truths[1]], ["a", "b"])
+    assert result.classes["a"]["AP"] == pytest.approx(1.0) and result.classes["b"]["AP"] == 0
+    assert coco_average_precision(detections, truths, ["a", "b"]).classes["a"]["AP"] == pytest.approx(0.5)
+    assert np.isnan(result.metrics["AP_large"])
+
+
 def test_nothing_found_is_0_and_nothing_to_find_is_nan():
     assert metrics([found([], [])], [truth([MEDIUM])], ["a"])["AP"] == 0
     assert np.isnan(metrics([found([MEDIUM], [0.9])], [truth([])], ["a"])["AP"])

@@ -24,17 +24,28 @@ def found(*rows):
     )
 
 
-def truth(*rows):
-    """Objects of one image from (box,), (box, class) or (box, class, difficult)."""
+def truth(*rows, ignored=()):
+    """Objects of one image from (box,), (box, class) or (box, class, difficult), and ignored boxes."""
     return ImageTruth(
         np.array([row[0] for row in rows], float).reshape(-1, 4),
         np.array([row[1] if len(row) > 1 else 0 for row in rows], int),
         np.array([row[2] if len(row) > 2 else False for row in rows], bool),
+        ignored=np.array(ignored, float).reshape(-1, 4),
     )
 
 
 def one_class(detections, truths):
     return voc_average_precision(detections, truths, ["thing"]).rows[0]
+
+
+def slow_iou(box, other):
+    """The IoU of boxes that include their last pixel."""
+    width = min(box[2], other[2]) - max(box[0], other[0]) + 1
+    height = min(box[3], other[3]) - max(box[1], other[1]) + 1
+    if width <= 0 or height <= 0:
+        return 0.0
+    areas = [(each[2] - each[0] + 1) * (each[3] - each[1] + 1) for each in (box, other)]
+    return width * height / (sum(areas) - width * height)
 
 
 def slow_rows(detections, truths, class_count, iou_threshold=0.5):
@@ -52,25 +63,15 @@ def slow_rows(detections, truths, class_count, iou_threshold=0.5):
         for _, image, box in ranked:
             best, best_object = 0.0, None
             for number, (other, own) in enumerate(zip(truths[image].boxes, truths[image].classes, strict=True)):
-                if own != index:
-                    continue
-                width = min(box[2], other[2]) - max(box[0], other[0]) + 1
-                height = min(box[3], other[3]) - max(box[1], other[1]) + 1
-                if width <= 0 or height <= 0:
-                    continue
-                both = width * height
-                union = (
-                    (box[2] - box[0] + 1) * (box[3] - box[1] + 1)
-                    + (other[2] - other[0] + 1) * (other[3] - other[1] + 1)
-                    - both
-                )
-                if both / union > best:
-                    best, best_object = both / union, number
+                if own == index and slow_iou(box, other) > best:
+                    best, best_object = slow_iou(box, other), number
             if best > iou_threshold and truths[image].difficult[best_object]:
                 continue
             if best > iou_threshold and (image, best_object) not in claimed:
                 claimed.add((image, best_object))
                 hits += 1
+            elif any(slow_iou(box, other) > iou_threshold for other in truths[image].ignored):
+                continue
             else:
                 misses += 1
             curve.append((hits, Fraction(hits, hits + misses)))
@@ -95,14 +96,15 @@ def slow_rows(detections, truths, class_count, iou_threshold=0.5):
 
 
 def random_case(rng, images=4, class_count=3):
-    """Detections that are often shifted objects, with many equal scores, and some difficult objects."""
+    """Detections that are often shifted objects, many equal scores, difficult and ignored objects."""
     detections, truths = [], []
     for _ in range(images):
         objects = rng.integers(0, 5)
         corners = rng.integers(0, 40, (objects, 2))
         boxes = np.concatenate([corners, corners + rng.integers(4, 30, (objects, 2))], axis=1)
         classes = rng.integers(0, class_count, objects)
-        truths.append(ImageTruth(boxes.astype(float), classes, rng.random(objects) < 0.3))
+        ignored = boxes[:1] + rng.integers(0, 4, (1, 4))
+        truths.append(ImageTruth(boxes.astype(float), classes, rng.random(objects) < 0.3, ignored=ignored))
         count = rng.integers(0, 9)
         if objects:
             chosen = rng.integers(0, objects, count)
@@ -206,6 +208,17 @@ def test_difficult_objects_neither_help_nor_hurt():
     np.testing.assert_allclose(row.precision, [1, 1 / 2])
     assert row.ap_area == 1.0
     assert one_class(detections, [easy]).ap_area == pytest.approx(1 / 3)
+
+
+def test_detections_on_ignored_objects_are_no_errors_of_any_class():
+    detections = [found((FAR, 0.95, 0), (FAR, 0.94, 1), (BOX, 0.9, 0), ([100, 100, 120, 120], 0.8, 0))]
+    rows = voc_average_precision(detections, [truth((BOX, 0), (BOX, 1), ignored=[FAR])], ["a", "b"]).rows
+    np.testing.assert_allclose(rows[0].precision, [1, 1 / 2])
+    assert (rows[0].ground_truths, rows[0].detections, rows[1].ground_truths) == (1, 3, 1)
+    assert len(rows[1].precision) == 0
+    # The object of the class comes first, even if the ignored box fits better.
+    near = truth(([10, 10, 49, 45],), ignored=[BOX])
+    assert one_class([found((BOX, 0.9))], [near]).ap_area == 1.0
 
 
 def test_class_with_difficult_objects_only_is_left_out_of_the_mean():

@@ -42,7 +42,8 @@ class Errors:
         score: float `[k]`.
         label: int `[k]`, its class.
         box: float `[k, 4]`, in pixels.
-        kind: int `[k]`, `CORRECT`, one of `KINDS`, or `IGNORED` if the detection lies in a difficult object or crowd.
+        kind: int `[k]`, `CORRECT`, one of `KINDS`, or `IGNORED` if the detection lies in a difficult object, a
+            crowd or an ignored box.
         target: int `[k]`, the object that the detection found, duplicates, or comes closest to; -1 if there is none.
         repairs: bool `[k]`, whether this classification or localization error, once corrected, would find its target:
             the target is not found, and no other such error on it has a higher score.
@@ -147,6 +148,7 @@ def _image_errors(found: ImageDetections, truth: ImageTruth) -> dict[str, np.nda
     easy = ~truth.difficult.astype(bool)
     overlap, share = iou(boxes, objects)
     same = labels[:, np.newaxis] == object_labels
+    ignored = (iou(boxes, truth.ignored)[1] > FOREGROUND_IOU).any(axis=1)
     own, other = np.where(same & easy, overlap, 0), np.where(~same & easy, overlap, 0)
 
     kind = np.full(len(labels), BOTH)
@@ -160,11 +162,11 @@ def _image_errors(found: ImageDetections, truth: ImageTruth) -> dict[str, np.nda
                 kind[index], target[index] = CORRECT, free.argmax()
                 taken[target[index]] = True
         wrong = kind != CORRECT
-        in_difficult = (np.where(same & ~easy, share, 0) > FOREGROUND_IOU).any(axis=1)
+        ignored |= (np.where(same & ~easy, share, 0) > FOREGROUND_IOU).any(axis=1)
         nearest = np.where(easy, overlap, 0)
         # In TIDE's order: the first that applies.
         rules = (
-            (IGNORED, in_difficult, None),
+            (IGNORED, ignored, None),
             (LOCALIZATION, (best_own >= BACKGROUND_IOU) & (best_own < FOREGROUND_IOU), own),
             (CLASSIFICATION, best_other >= FOREGROUND_IOU, other),
             (DUPLICATE, best_own >= FOREGROUND_IOU, own),
@@ -178,7 +180,7 @@ def _image_errors(found: ImageDetections, truth: ImageTruth) -> dict[str, np.nda
                 target[mine] = overlaps[mine].argmax(axis=1)
             wrong &= ~applies
     else:
-        kind[:] = BACKGROUND
+        kind = np.where(ignored, IGNORED, BACKGROUND)
 
     repairs = np.zeros(len(labels), bool)
     aimed = np.zeros(len(objects), bool)

@@ -7,7 +7,7 @@ import pytest
 
 from refinedet_tf.evaluation.analysis.cost import average_precision_101, cost_by_size, cost_of_errors
 from refinedet_tf.evaluation.analysis.curves import best_score_thresholds, calibration, class_curves
-from refinedet_tf.evaluation.analysis.errors import CORRECT, IGNORED, KINDS, find_errors
+from refinedet_tf.evaluation.analysis.errors import BACKGROUND, CORRECT, IGNORED, KINDS, find_errors
 from refinedet_tf.evaluation.analysis.labels import suspicious_labels, worst_images
 from refinedet_tf.evaluation.coco import coco_average_precision
 from refinedet_tf.evaluation.images import ImageDetections, ImageTruth, examples_to_truths
@@ -109,10 +109,22 @@ def test_difficult_objects_are_neither_errors_nor_missed():
         **dict.fromkeys(KINDS, 0), "missed": 1}  # fmt: skip
 
 
+def test_detections_in_ignored_boxes_are_no_errors_of_any_class():
+    nothing, ignored = np.zeros([0, 4]), np.array([[0, 0, 50, 50.0]])
+    empty = ImageTruth(nothing, np.zeros(0, int), np.zeros(0, bool), ignored=ignored)
+    truth = ImageTruth(np.array([[0, 0, 50, 40.0]]), np.zeros(1, int), np.zeros(1, bool), ignored=ignored)
+    found = ImageDetections(np.array([[0, 0, 50, 50], [10, 10, 30, 30], [40, 40, 90, 90.0]]),
+                            np.array([0.9, 0.8, 0.7]), np.array([0, 1, 1]))  # fmt: skip
+    assert find_errors([found], [empty], 2).kind.tolist() == [IGNORED, IGNORED, BACKGROUND]
+    assert find_errors([found], [truth], 2).kind.tolist() == [CORRECT, IGNORED, BACKGROUND]
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_ap_is_that_of_coco(seed):
     # 23 objects of each class: no recall equals a point such as 0.07, which pycocotools rounds upwards.
     detections, truths = random_case(seed, images=23, one_of_each=True)
+    ignored = np.random.default_rng(seed).uniform([0, 0, 60, 60], [60, 60, 230, 230], (2, 4))
+    truths = [dataclasses.replace(truth, ignored=ignored) for truth in truths]
     overall, _ = cost_of_errors(find_errors(detections, truths, 3), 3)
     assert overall.ap == pytest.approx(coco_average_precision(detections, truths, "abc").metrics["AP50"], abs=1e-9)
 
