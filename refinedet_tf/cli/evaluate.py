@@ -10,7 +10,8 @@ from pathlib import Path
 
 from absl import flags
 
-from refinedet_tf.config import DATA_FORMATS, EVALUATION_PROTOCOLS
+from refinedet_tf.cli.data_flags import define_data_flags, read_labeled_images
+from refinedet_tf.config import EVALUATION_PROTOCOLS
 from refinedet_tf.errors import ConfigError
 
 FLAGS = flags.FLAGS
@@ -22,9 +23,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_string(
         "detections", [], "Saved detections: detections.json of `refinedet detect` or COCO's result JSON; repeatable."
     )
-    flags.DEFINE_enum("format", "voc", DATA_FORMATS, "The format of the data set.")
-    flags.DEFINE_string("data_dir", None, "The data set.", required=True)
-    flags.DEFINE_list("splits", ["val"], "The splits to evaluate on, separated by commas.")
+    define_data_flags("The labeled images to evaluate on.", required=True)
     flags.DEFINE_enum(
         "protocol", None, EVALUATION_PROTOCOLS, "How a .keras model detects; without it, by the model's own settings."
     )
@@ -108,22 +107,18 @@ def _robustness(model: str, data: object) -> list:
 
 def _evaluate(source: str, *, is_model: bool) -> tuple:
     """Returns the data, with the classes of the model, and the result."""
-    from refinedet_tf.data.readers import read_data
     from refinedet_tf.evaluation.evaluator import evaluate
     from refinedet_tf.evaluation.result_files import read_detections
     from refinedet_tf.inference.detector import Detector
     from refinedet_tf.weights import load_model
 
-    def read(classes: list[str] | None) -> object:
-        return read_data(FLAGS.format, FLAGS.data_dir, FLAGS.splits, classes)
-
     if not is_model:
-        data = read(None)
+        data = read_labeled_images(None, FLAGS.splits, None)
         return data, evaluate(read_detections(source, data), data)
     if FLAGS.protocol:
         model = load_model(source)
-        data = read(model.config.classes)
+        data = read_labeled_images(source, FLAGS.splits, model.config.classes)
         return data, evaluate(model, data, protocol=FLAGS.protocol)
     detector = Detector.load(source)
-    data = read(detector.classes)
+    data = read_labeled_images(source, FLAGS.splits, detector.classes)
     return data, evaluate(detector, data)

@@ -5,7 +5,8 @@ refinedet export-onnx --model=work/best.keras --output=model.onnx
 
 from absl import flags
 
-from refinedet_tf.cli.verify import check, define_data_flags, labeled_examples
+from refinedet_tf.cli.data_flags import define_data_flags
+from refinedet_tf.cli.verify import COMPARED, check, labeled_examples
 
 FLAGS = flags.FLAGS
 
@@ -15,7 +16,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "The .keras file of a trained model.", required=True)
     flags.DEFINE_string("output", None, "The .onnx file to write.", required=True)
     flags.DEFINE_bool("verify", True, "Compare it with the model, on labeled images or, without any, on drawn ones.")
-    define_data_flags()
+    define_data_flags(COMPARED)
 
 
 def main() -> None:

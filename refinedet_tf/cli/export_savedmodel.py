@@ -5,7 +5,8 @@ refinedet export-savedmodel --model=work/best.keras --output_dir=saved_model/1
 
 from absl import flags
 
-from refinedet_tf.cli.verify import check, define_data_flags, labeled_examples
+from refinedet_tf.cli.data_flags import define_data_flags
+from refinedet_tf.cli.verify import COMPARED, check, labeled_examples
 
 FLAGS = flags.FLAGS
 
@@ -23,7 +24,7 @@ def define_flags() -> None:
     flags.DEFINE_multi_integer("warmup_batch_sizes", [], "Adds warm-up requests for TensorFlow Serving. Repeatable.")
     flags.DEFINE_integer("max_pixels", 36_000_000, "Larger image files are flagged, not decoded.", lower_bound=1)
     flags.DEFINE_bool("verify", True, "Compare it with the model, on labeled images or, without any, on drawn ones.")
-    define_data_flags()
+    define_data_flags(COMPARED)
 
 
 def main() -> None:

@@ -5,7 +5,8 @@ refinedet export-tflite --model=work/best.keras --output=model.tflite --quantize
 
 from absl import flags
 
-from refinedet_tf.cli.verify import check, define_data_flags, labeled_examples
+from refinedet_tf.cli.data_flags import define_data_flags, read_labeled_images
+from refinedet_tf.cli.verify import COMPARED, check, labeled_examples
 
 FLAGS = flags.FLAGS
 
@@ -23,12 +24,11 @@ def define_flags() -> None:
     flags.DEFINE_list("float_layers", [], "With int8: layers of the model that stay in float32.")
     flags.DEFINE_string("ranges", None, "With int8: a CSV file for the range and the precision of every tensor.")
     flags.DEFINE_bool("verify", True, "Compare it with the model, on labeled images or, without any, on drawn ones.")
-    define_data_flags()
+    define_data_flags(COMPARED)
 
 
 def main() -> None:
     """Exports, and compares the result with the model."""
-    from refinedet_tf.data.readers import read_data
     from refinedet_tf.export import export_tflite
     from refinedet_tf.weights import load_model
 
@@ -36,7 +36,7 @@ def main() -> None:
     examples = labeled_examples(model)
     calibration = []
     if FLAGS.quantize == "int8" and FLAGS.data_dir:
-        data = read_data(FLAGS.format, FLAGS.data_dir, FLAGS.calibration_splits, model.config.classes)
+        data = read_labeled_images(FLAGS.model, FLAGS.calibration_splits, model.config.classes)
         calibration = data.examples[: FLAGS.calibration_images]
     export = export_tflite(
         model,

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from refinedet_tf.config import DATA_FORMATS
+from refinedet_tf.cli.data_flags import define_data_flags, read_labeled_images
 
 if TYPE_CHECKING:
     from refinedet_tf.data.examples import Example
     from refinedet_tf.model import RefineDet
 
 FLAGS = flags.FLAGS
+COMPARED = "Labeled images on which average precision is compared."
 
 
 def define_flags() -> None:
@@ -28,14 +29,7 @@ def define_flags() -> None:
         "artifact", None, "A SavedModel folder, .tflite or .onnx file. Repeatable.", required=True
     )
     flags.DEFINE_string("json", None, "A file for the figures.")
-    define_data_flags()
-
-
-def define_data_flags() -> None:
-    """Defines the flags that name labeled images; the export commands share them."""
-    flags.DEFINE_string("data_dir", None, "Labeled images on which average precision is compared.")
-    flags.DEFINE_enum("format", "voc", DATA_FORMATS, "The format of the data set.")
-    flags.DEFINE_list("splits", ["val"], "The splits to use, separated by commas.")
+    define_data_flags(COMPARED)
 
 
 def main() -> None:
@@ -63,8 +57,6 @@ def check(model: RefineDet, paths: Sequence[str], examples: Sequence[Example], j
 
 def labeled_examples(model: RefineDet) -> list[Example]:
     """Returns the labeled images that the flags name, none without --data_dir."""
-    from refinedet_tf.data.readers import read_data
-
     if not FLAGS.data_dir:
         return []
-    return read_data(FLAGS.format, FLAGS.data_dir, FLAGS.splits, model.config.classes).examples
+    return read_labeled_images(FLAGS.model, FLAGS.splits, model.config.classes).examples

@@ -29,13 +29,35 @@ def write_tfrecords(example_set: ExampleSet, output_dir: str, name: str, shards:
         The paths of the files.
 
     Raises:
-        DataError: the folder has records of that name or a label map with other classes; nothing is changed.
+        DataError: the folder has records of that name or a label map with other classes, or the examples have ignored
+            objects, for which records have no place; nothing is changed. Or a file cannot be written.
     """
-    present = tf.io.gfile.glob(os.path.join(output_dir, f"{name}{SUFFIX}*"))
+    if any(len(example.ignored) for example in example_set.examples):
+        raise DataError(
+            "Records have no place for ignored objects. Write all classes of the data, and set data.other_classes in "
+            "the recipe that reads the records."
+        )
+    try:
+        prepare_folder(output_dir, [name], example_set.classes)
+        return _write_shards(example_set, output_dir, name, shards)
+    except tf.errors.OpError as error:
+        raise DataError(f"The records {name} cannot be written to {output_dir}: {error.message}.") from error
+
+
+def prepare_folder(output_dir: str, names: Sequence[str], classes: Sequence[str]) -> None:
+    """Makes a folder with a label map for record files.
+
+    Raises:
+        DataError: the folder has records of one of these names or a label map with other classes; nothing is changed.
+    """
+    present = [path for name in names for path in tf.io.gfile.glob(os.path.join(output_dir, f"{name}{SUFFIX}*"))]
     if present:
         raise DataError(f"The records exist already, the first is {present[0]}; delete them or choose another folder.")
     tf.io.gfile.makedirs(output_dir)
-    _write_label_map(os.path.join(output_dir, LABEL_MAP), example_set.classes)
+    _write_label_map(os.path.join(output_dir, LABEL_MAP), classes)
+
+
+def _write_shards(example_set: ExampleSet, output_dir: str, name: str, shards: int) -> list[str]:
     examples, shards = example_set.examples, min(shards, len(example_set))
     names = [f"{name}{SUFFIX}-{shard:05}-of-{shards:05}" for shard in range(shards)]
     paths = [os.path.join(output_dir, file) for file in names]

@@ -67,6 +67,42 @@ class AnnotatedObject:
     area: float = math.nan
 
 
+@dataclass(frozen=True)
+class Listing:
+    """The images of a data set before they are read; `read` and `images` can be pickled and sent to other machines.
+
+    Attributes:
+        images: one entry for each image.
+        read: from an entry to its `Reading`.
+        classes: class names in the order of their indices; None takes those found, sorted.
+        defects: problems of the set as a whole.
+        title: the splits in words.
+        root: the data folder.
+        category_ids: as in `ExampleSet`.
+    """
+
+    images: Sequence[Any]
+    read: Callable[[Any], Reading]
+    classes: Sequence[str] | None
+    defects: list[Defect]
+    title: str
+    root: str | os.PathLike
+    category_ids: dict[str, int] | None = None
+
+
+def read_listing(listing: Listing) -> ExampleSet:
+    """Reads all images of a listing on this machine.
+
+    Raises:
+        DataError: as `collect`.
+    """
+    readings = read_all(listing.images, listing.read, f"Reading {listing.title}")
+    found = collect(readings, listing.classes, listing.defects, f"{listing.title} of {listing.root}")
+    if listing.category_ids is None:
+        return found
+    return dataclasses.replace(found, category_ids=[listing.category_ids[name] for name in found.classes])
+
+
 def read_all(items: Sequence[Any], read: Callable[[Any], Any], description: str, unit: str = "image") -> list[Any]:
     """Applies `read` to all items, one thread per core, with a progress bar after two seconds."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -1,26 +1,25 @@
 """Reads data sets in COCO's format, in COCO's layout or as labeling tools export them."""
 
-import dataclasses
 import json
 import os
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
 from refinedet_tf.data.examples import Defect, ExampleSet
 from refinedet_tf.data.readers.annotations import (
     AnnotatedObject,
+    Listing,
     Reading,
     add_example,
     check_image,
     check_listed,
-    collect,
     number,
-    read_all,
+    read_listing,
 )
 from refinedet_tf.data.readers.files import is_inside
 from refinedet_tf.errors import DataError
@@ -55,27 +54,44 @@ def read_coco(
     Raises:
         DataError: a file is missing or invalid, the categories do not match `classes`, or no image is usable.
     """
+    return read_listing(list_coco(root, splits, classes, annotations=annotations, images=images))
+
+
+def list_coco(
+    root: str | os.PathLike,
+    splits: Sequence[str] | None,
+    classes: Sequence[str] | None,
+    *,
+    annotations: str | None = None,
+    images: str | None = None,
+) -> Listing:
+    """Lists the images that `read_coco` reads, without opening one."""
     root, title = Path(root), "all" if splits is None else ", ".join(splits)
     files = [_load(*_find(root, split, annotations, images)) for split in splits or [None]]
     for file in files:
         classes = check_listed(classes, list(file.names.values()), file.path)
     defects = [defect for file in files for defect in file.defects]
-    entries = [(file, image) for file in files for image in file.images]
-    readings = read_all(entries, lambda entry: _read(*entry), f"Reading {title}")
-    found = collect(readings, classes, defects, f"{title} of {root}")
+    entries = [entry for file in files for entry in file.images]
     ids = {name: category_id for file in files for category_id, name in file.names.items()}
-    return dataclasses.replace(found, category_ids=[ids[name] for name in found.classes])
+    return Listing(entries, _read, classes, defects, title, root, ids)
+
+
+class _Image(NamedTuple):
+    """An image: its JSON file, the folders it may be in, its entry, and its annotations with their class names."""
+
+    source: str
+    folders: list[Path]
+    entry: dict[str, Any]
+    annotations: list[tuple[str, dict[str, Any]]]
 
 
 @dataclass
 class _File:
-    """A JSON file, with `names` by ascending category id, `annotations` by image id, and the `folders` of images."""
+    """A JSON file, with `names` by ascending category id."""
 
     path: str
-    folders: list[Path]
     names: dict[int, str]
-    images: list[dict[str, Any]]
-    annotations: dict[int | str, list[dict[str, Any]]]
+    images: list[_Image]
     defects: list[Defect]
 
 
@@ -143,8 +159,9 @@ def _load(path: Path, folders: list[Path]) -> _File:
         elif not _is_id(image_id) or image_id not in annotations:
             defects.append(Defect(where, f"annotation of an unknown image, dropped: {reprlib.repr(image_id)}"))
         else:
-            annotations[image_id].append(annotation)
-    return _File(str(path), folders, dict(sorted(names.items())), list(images.values()), annotations, defects)
+            annotations[image_id].append((names[category_id], annotation))
+    entries = [_Image(str(path), folders, image, annotations[image_id]) for image_id, image in images.items()]
+    return _File(str(path), dict(sorted(names.items())), entries, defects)
 
 
 def _is_id(value: Any) -> bool:
@@ -160,14 +177,14 @@ def _id(entry: Any) -> str:
     return reprlib.repr(entry.get("id") if isinstance(entry, dict) else entry)
 
 
-def _read(file: _File, image: dict[str, Any]) -> Reading:
-    reading = Reading(file.path)
+def _read(image: _Image) -> Reading:
+    source, folders, entry, annotations = image
+    reading = Reading(source)
     defects = reading.defects
-    name = image["file_name"]
-    candidates = [folder / variant for variant in (name, name.replace("\\", "/")) for folder in file.folders]
-    inside = [path for path in candidates if any(is_inside(folder, path) for folder in file.folders)]
+    name, where = entry["file_name"], f"{source}, image {_id(entry)}"
+    candidates = [folder / variant for variant in (name, name.replace("\\", "/")) for folder in folders]
+    inside = [path for path in candidates if any(is_inside(folder, path) for folder in folders)]
     if not inside:
-        where = f"{file.path}, image {_id(image)}"
         defects.append(Defect(where, f"file name is outside the image folder, skipped: {name}"))
         return reading
     path = next(filter(os.path.isfile, inside), None)
@@ -179,17 +196,16 @@ def _read(file: _File, image: dict[str, Any]) -> Reading:
         return reading
     objects = [
         AnnotatedObject(
-            f"{file.path}, annotation {_id(annotation)} of {path.name}",
-            file.names[annotation["category_id"]],
+            f"{source}, annotation {_id(annotation)} of {path.name}",
+            label,
             _corners(annotation.get("bbox")),
             crowd=annotation.get("iscrowd") == 1,
             area=number(annotation.get("area")),
         )
-        for annotation in file.annotations[image["id"]]
+        for label, annotation in annotations
     ]
-    stated_size = number(image.get("width")), number(image.get("height"))
-    where = f"{file.path}, image {_id(image)}"
-    add_example(reading, str(image["id"]), str(path), checked, objects, stated_size=stated_size, where=where)
+    stated_size = number(entry.get("width")), number(entry.get("height"))
+    add_example(reading, str(entry["id"]), str(path), checked, objects, stated_size=stated_size, where=where)
     return reading
 
 

@@ -1,5 +1,6 @@
 """Reads data sets in PASCAL VOC layout, and folders of photos with VOC's XML files beside them."""
 
+import functools
 import os
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
@@ -11,12 +12,12 @@ import tensorflow as tf
 from refinedet_tf.data.examples import Defect, ExampleSet
 from refinedet_tf.data.readers.annotations import (
     AnnotatedObject,
+    Listing,
     Reading,
     add_example,
     check_image,
-    collect,
     number,
-    read_all,
+    read_listing,
 )
 from refinedet_tf.data.readers.files import image_beside, is_inside
 from refinedet_tf.errors import DataError
@@ -41,10 +42,14 @@ def read_voc(root: str | os.PathLike, splits: Sequence[str] | None, classes: Seq
     Raises:
         DataError: a folder or list is missing, an object's class is not in `classes`, or no image is usable.
     """
+    return read_listing(list_voc(root, splits, classes))
+
+
+def list_voc(root: str | os.PathLike, splits: Sequence[str] | None, classes: Sequence[str] | None) -> Listing:
+    """Lists the images that `read_voc` reads, without opening one."""
     root, title = Path(root), "all" if splits is None else ", ".join(splits)
     images, repeated = _list_all(root) if splits is None else _list_images(root, splits)
-    readings = read_all(images, lambda image: _read(root, image), f"Reading {title}")
-    return collect(readings, classes, repeated, f"{title} of {root}")
+    return Listing(images, functools.partial(_read, root), classes, repeated, title, root)
 
 
 class _Image(NamedTuple):

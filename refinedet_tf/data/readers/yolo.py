@@ -4,6 +4,7 @@ A line of a label file is `class x y width height`, relative to the image, with 
 the corners of a polygon, `x1 y1 x2 y2 ...`, of which the bounding box is taken.
 """
 
+import functools
 import math
 import os
 from collections.abc import Sequence
@@ -16,13 +17,13 @@ import yaml
 from refinedet_tf.data.examples import Defect, ExampleSet
 from refinedet_tf.data.readers.annotations import (
     AnnotatedObject,
+    Listing,
     Reading,
     add_example,
     check_image,
     check_listed,
-    collect,
     number,
-    read_all,
+    read_listing,
 )
 from refinedet_tf.data.readers.files import find_images, is_inside
 from refinedet_tf.errors import DataError
@@ -52,6 +53,11 @@ def read_yolo(root: str | os.PathLike, splits: Sequence[str] | None, classes: Se
         DataError: a file or folder is missing or invalid, the class names do not match `classes`, or no image is
             usable.
     """
+    return read_listing(list_yolo(root, splits, classes))
+
+
+def list_yolo(root: str | os.PathLike, splits: Sequence[str] | None, classes: Sequence[str] | None) -> Listing:
+    """Lists the images that `read_yolo` reads, without opening one."""
     root = Path(root)
     if not root.is_dir():
         raise DataError(f"There is no folder {root}.")
@@ -67,8 +73,8 @@ def read_yolo(root: str | os.PathLike, splits: Sequence[str] | None, classes: Se
         else []
     )
     title = "all" if splits is None else ", ".join(splits)
-    readings = read_all(list(dict.fromkeys(paths)), lambda path: _read(root, path, names), f"Reading {title}")
-    return collect(readings, classes, defects, f"{title} of {root}")
+    read = functools.partial(_read, root, names)
+    return Listing(list(dict.fromkeys(paths)), read, classes, defects, title, root)
 
 
 def _read_settings(root: Path) -> tuple[dict[str, Any], list[str], str]:
@@ -143,7 +149,7 @@ def _images_at(root: Path, place: Path) -> list[Path]:
     return [path for path in paths if is_inside(root, path)]
 
 
-def _read(root: Path, path: Path, names: Sequence[str]) -> Reading:
+def _read(root: Path, names: Sequence[str], path: Path) -> Reading:
     label_path = _label_path(root, path)
     reading = Reading(str(label_path))
     if not os.path.isfile(path):
