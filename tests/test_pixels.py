@@ -1,11 +1,15 @@
 """The same file gives the same pixels and detections by every route."""
 
+import functools
 import importlib.util
+import json
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from absl import flags
 
+from refinedet_tf.cli import detect as detect_command
 from refinedet_tf.data.pipeline import image_pipeline
 from refinedet_tf.data.readers.voc import read_voc
 from refinedet_tf.inference.detector import Detector
@@ -48,12 +52,12 @@ def test_pixels_are_equal_by_every_route(files, edge_client):
         np.testing.assert_array_equal(edge_client.read_image(example.image_path), pixels, err_msg=example.image_id)
 
 
-def assert_same(boxes, scores, expected, message):
+def assert_same(boxes, scores, expected, message, score_tolerance=1e-5, box_tolerance=1e-4):
     """The same best scores, each with a box that the other side has with it."""
     assert len(expected.scores) > COMPARED, message
-    np.testing.assert_allclose(scores[:COMPARED], expected.scores[:COMPARED], atol=1e-5, err_msg=message)
+    np.testing.assert_allclose(scores[:COMPARED], expected.scores[:COMPARED], atol=score_tolerance, err_msg=message)
     distances = np.abs(boxes[:COMPARED, np.newaxis] - expected.boxes[: 2 * COMPARED]).max(axis=-1)
-    assert distances.min(axis=1).max() < 1e-4, message
+    assert distances.min(axis=1).max() < box_tolerance, message
 
 
 def test_serving_bytes_detects_what_a_detector_finds_in_the_file(files, tiny_model, exported):
@@ -66,6 +70,25 @@ def test_serving_bytes_detects_what_a_detector_finds_in_the_file(files, tiny_mod
     for index, path in enumerate(paths):
         boxes = outputs["detection_boxes"][index][:, [1, 0, 3, 2]]
         assert_same(boxes, outputs["detection_scores"][index], detector.detect(path), path.name)
+
+
+def test_the_command_detects_what_a_detector_finds_in_the_file(files, tiny_model, exported, tmp_path, monkeypatch):
+    values = flags.FlagValues()
+    for name in [name for name in vars(flags) if name.startswith("DEFINE_")]:
+        monkeypatch.setattr(flags, name, functools.partial(getattr(flags, name), flag_values=values))
+    detect_command.define_flags()
+    values(["detect", f"--model={exported}", f"--input={files / 'JPEGImages'}", f"--output_dir={tmp_path}",
+            "--score_threshold=0", f"--max_boxes={2 * COMPARED}", "--nolabels"])  # fmt: skip
+    monkeypatch.setattr(detect_command, "FLAGS", values)
+    detect_command.main()
+    report = json.loads((tmp_path / "detections.json").read_text())
+    assert len(report["images"]) == 40 and not report["skipped"]
+    detector = Detector.from_model(tiny_model)
+    for image in report["images"]:
+        found, sides = image["detections"], [image["width"], image["height"]] * 2
+        boxes, scores = (np.array([entry[key] for entry in found]) for key in ("box", "score"))
+        # Scores are written with four decimals, boxes in hundredths of a pixel.
+        assert_same(boxes / sides, scores, detector.detect(image["file"]), image["file"], 6e-5, 2e-4)
 
 
 def test_the_program_for_devices_detects_what_a_detector_finds_in_the_file(files, tflite_files, edge_client):

@@ -68,6 +68,7 @@ def test_a_data_set_survives_all_formats(voc_folder, tmp_path):
     records = read_tfrecords(tmp_path / "records", ["train"], CLASSES)
     write_voc(records, tmp_path / "again")
     last = read_voc(tmp_path / "again", ["train"], CLASSES)
+    assert [example.image_id for example in last.examples] == [example.image_id for example in first.examples]
     for found in (yolo, coco, records, last):
         assert not found.defects and found.classes == CLASSES and len(found) == 6
         for before, after in zip(first.examples, found.examples, strict=True):

@@ -14,6 +14,7 @@ from pycocotools.cocoeval import COCOeval
 
 from refinedet_tf.data.readers.coco import read_coco
 from refinedet_tf.data.readers.voc import read_voc
+from refinedet_tf.data.readers.yolo import read_yolo
 from refinedet_tf.inference.results import WRITERS, GrowingFile, ImageResult
 from tests.inference.fake_detector import CLASSES, fake_detector
 
@@ -135,6 +136,14 @@ def test_yolo_files_hold_centers_and_sizes(results, tmp_path):
         np.testing.assert_array_equal(rows[:, 0], result.found.classes)
         corners = np.concatenate([rows[:, 1:3] - rows[:, 3:] / 2, rows[:, 1:3] + rows[:, 3:] / 2], axis=1)
         np.testing.assert_allclose(corners, result.found.boxes, atol=2e-6)
+
+
+def test_yolo_files_beside_the_images_are_a_data_set(results, images, tmp_path):
+    write("yolo", results, tmp_path).close()
+    shutil.copytree(images, tmp_path / "yolo/images")
+    read = read_yolo(tmp_path / "yolo", None, CLASSES)
+    assert not read.defects and not read.notes, "each image has its file"
+    assert_examples_are(read.examples, results)
 
 
 class SmallDisk(io.FileIO):

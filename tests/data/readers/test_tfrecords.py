@@ -221,6 +221,21 @@ def test_records_of_a_run_that_was_stopped_are_taken_for_nothing(photos, tmp_pat
     assert len(read_tfrecords(tmp_path, ["train"], CLASSES)) == 5
 
 
+def test_a_folder_that_cannot_be_written_is_named(photos, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match=r"records train cannot be written to .*file/records: .*[Nn]ot a directory"):
+        write_tfrecords(photos, str(tmp_path / "file/records"), "train", 1)
+    with pytest.raises(DataError, match=r"records train cannot be written to nowhere://bucket: .*'nowhere'"):
+        write_tfrecords(photos, "nowhere://bucket", "train", 1)
+
+
+def test_ignored_objects_do_not_become_background_in_records(photos, tmp_path):
+    photos.examples[0] = dataclasses.replace(photos.examples[0], ignored=np.float32([[0, 0, 1, 1]]))
+    with pytest.raises(DataError, match="no place for ignored objects"):
+        write_tfrecords(photos, str(tmp_path / "records"), "train", 1)
+    assert not (tmp_path / "records").exists()
+
+
 def test_records_are_not_overwritten_nor_mixed(photos, tmp_path):
     write_tfrecords(photos, str(tmp_path), "train", 2)
     with pytest.raises(DataError, match="records exist already"):
