@@ -27,7 +27,7 @@ def test_every_command_runs(after_the_demo):
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     environment["PYTHONPATH"] = str(PROJECT)
     scripts = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
-    programs = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    programs = re.findall(r"(?<!-->\n)```python\n(.*?)```", PAGE, flags=re.DOTALL)
     (after_the_demo / "page.py").write_text("\n".join(programs))
     commands = "set -e\n" + "\n".join([*scripts, "python page.py"])
     result = subprocess.run(
