@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from absl import flags
 
+from refinedet_tf.cli import data_flags
 from refinedet_tf.cli import evaluate as command
 from refinedet_tf.data.readers import read_data
 from refinedet_tf.inference.detector import Detector
@@ -67,7 +68,8 @@ def test_commands_run(demo, monkeypatch, capsys):
             monkeypatch.setattr(flags, function, functools.partial(original, flag_values=values))
         command.define_flags()
         assert values(["evaluate", *arguments]) == ["evaluate"], "nothing is left over"
-        monkeypatch.setattr(command, "FLAGS", values)
+        for module in (command, data_flags):
+            monkeypatch.setattr(module, "FLAGS", values)
         command.main()
         assert "AP50 1.000" in capsys.readouterr().out
     assert json.loads((demo / "work/evaluation/evaluation.json").read_text())["coco_ap"] == pytest.approx(1.0)
