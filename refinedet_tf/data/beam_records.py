@@ -127,7 +127,7 @@ class ToRecord(beam.DoFn):
             yield beam.pvalue.TaggedOutput(DEFECTS, defect)
         if reading.example is not None:
             (example,) = collect([reading], self._classes, [], reading.source).examples
-            yield to_record(example, self._classes).SerializeToString()
+            yield to_record(example, self._classes).SerializeToString(deterministic=True)
 
 
 def _write_list(path: str, listing: Listing) -> None:

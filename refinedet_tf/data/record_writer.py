@@ -68,7 +68,7 @@ def _write_shards(example_set: ExampleSet, output_dir: str, name: str, shards: i
             def write(shard: int) -> None:
                 with tf.io.TFRecordWriter(unfinished[shard]) as writer:
                     for example in examples[shard * len(examples) // shards : (shard + 1) * len(examples) // shards]:
-                        writer.write(to_record(example, example_set.classes).SerializeToString())
+                        writer.write(to_record(example, example_set.classes).SerializeToString(deterministic=True))
                         progress.update()
 
             with ThreadPoolExecutor(os.cpu_count()) as pool:

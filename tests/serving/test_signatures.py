@@ -204,6 +204,21 @@ def test_exported_model_gives_the_detections_of_the_live_one(tiny_model, batches
     assert_same_detections(of(outputs, f"serving_default/{name}"), live)
 
 
+def test_every_signature_suppresses_across_classes_where_the_model_does(tiny_model, batches, monkeypatch):
+    across = dataclasses.replace(tiny_model.config.detection, suppression="across_classes")
+    monkeypatch.setattr(tiny_model, "config", dataclasses.replace(tiny_model.config, detection=across))
+    images = batches["own"]
+    live = tiny_model.detect(images.astype(np.float32))
+    assert len(set(live["classes"].numpy()[0])) > 2 and int(live["num_detections"][0]) > 10
+    served = signatures(tiny_model, tiny_model, tf.strings.as_string)
+    given = {"serving_default": [images], "serving_bytes": [[encode(images[0], "png")]],
+             "serving_tunable": [images, *(getattr(across, name) for name in SETTINGS)]}  # fmt: skip
+    for name, inputs in given.items():
+        function, specs = served[name]
+        outputs = function(*(tf.constant(value, spec.dtype) for value, spec in zip(inputs, specs, strict=True)))
+        assert_same_detections({name: value.numpy() for name, value in outputs.items()}, live)
+
+
 def test_image_files_of_any_size_give_the_detections_of_their_pixels(tiny_model, files, outputs):
     served = of(outputs, "serving_bytes/mixed")
     for row in (0, 2, 6):
