@@ -311,7 +311,7 @@ def _average_precision(detector: Detector, examples: Sequence[Example]) -> float
 def _rounding_detector(model: RefineDet) -> Detector:
     """`Detector.from_model` on rounded pixels, which is what a uint8 input sees."""
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def run(images: tf.Tensor) -> dict[str, tf.Tensor]:
         found = model.detect(tf.round(model.resizing.resize(images)))
         return {**found, "boxes": model.resizing.boxes_to_image(found["boxes"], tf.shape(images)[1:3])}

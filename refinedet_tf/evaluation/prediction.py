@@ -67,7 +67,7 @@ class NetworkAtSizes:
         anchors = tf.constant(generate_anchors(size, config.anchor_sizes))
         threshold = protocol.detection.score_threshold
 
-        @tf.function(input_signature=[tf.TensorSpec([None, *size, 3], tf.float32)])
+        @tf.function(input_signature=[tf.TensorSpec([None, *size, 3], tf.float32)], autograph=False)
         def detect(images: tf.Tensor) -> dict[str, tf.Tensor]:
             predictions = network(images, training=False)
             boxes, scores = decode_predictions(predictions, anchors, config.objectness_threshold)

@@ -124,11 +124,13 @@ class Detector:
         """Wraps a model that lives in this process."""
         resizing = model.resizing
 
-        @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
+        @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)], autograph=False)
         def resize(image: tf.Tensor) -> tf.Tensor:
             return resizing.resize(image)
 
-        @tf.function(input_signature=[tf.TensorSpec([None, *resizing.size, 3]), tf.TensorSpec([None, 2], tf.int32)])
+        inputs = [tf.TensorSpec([None, *resizing.size, 3]), tf.TensorSpec([None, 2], tf.int32)]
+
+        @tf.function(input_signature=inputs, autograph=False)
         def detect(images: tf.Tensor, sizes: tf.Tensor) -> dict[str, tf.Tensor]:
             found = model.detect(images)
             return {**found, "boxes": resizing.boxes_to_image(found["boxes"], sizes)}

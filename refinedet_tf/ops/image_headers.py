@@ -17,6 +17,8 @@ def is_jpeg(contents: tf.Tensor) -> tf.Tensor:
     return _starts_with(contents, JPEG_MAGIC)
 
 
+# A graph of its own: many callers trace it once.
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def read_header(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Reads the header of a JPEG, PNG, GIF or BMP file.
 
@@ -31,19 +33,20 @@ def read_header(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             applied; zeros if unknown.
         orientation: int32 scalar, 1..8; 1, which is upright, if it is missing or damaged.
     """
-    return tf.case(
+    size, exif = tf.case(
         [
             (is_jpeg(contents), lambda: _read_jpeg(contents)),
             (_starts_with(contents, PNG_MAGIC), lambda: _read_png(contents)),
-            (_starts_with(contents, b"GIF8"), lambda: (_size(contents, 8, 6, "<H"), tf.constant(1))),
-            (_starts_with(contents, b"BM"), lambda: (_size(contents, 22, 18, "<i"), tf.constant(1))),
+            (_starts_with(contents, b"GIF8"), lambda: (_size(contents, 8, 6, "<H"), tf.constant(""))),
+            (_starts_with(contents, b"BM"), lambda: (_size(contents, 22, 18, "<i"), tf.constant(""))),
         ],
-        default=lambda: (tf.zeros([2], tf.int64), tf.constant(1)),
+        default=lambda: (tf.zeros([2], tf.int64), tf.constant("")),
     )
+    return size, _read_orientation(exif)
 
 
 def _read_jpeg(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Walks through the segments up to the first scan."""
+    """Walks through the segments up to the first scan; returns the size and the TIFF structure of the EXIF segment."""
     length = tf.strings.length(contents)
 
     def step(position: tf.Tensor, frame: tf.Tensor, exif: tf.Tensor) -> tuple[tf.Tensor, ...]:
@@ -65,12 +68,11 @@ def _read_jpeg(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         lambda position, *_: position + 4 <= length, step, start, maximum_iterations=MAX_SEGMENTS
     )
     size = tf.cond(frame > 0, lambda: _size(contents, frame + 5, frame + 7, ">H"), lambda: tf.zeros([2], tf.int64))
-    exif_length = _number(contents, exif + 2, ">H") - 8
-    return size, _read_orientation(contents, exif > 0, exif + 10, exif_length)
+    return size, _part(contents, exif + 10, tf.where(exif > 0, _number(contents, exif + 2, ">H") - 8, 0))
 
 
 def _read_png(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """Walks through the chunks up to eXIf."""
+    """Walks through the chunks up to eXIf; returns the size and the TIFF structure of that chunk."""
     length = tf.cast(tf.strings.length(contents), tf.int64)
 
     def step(position: tf.Tensor, exif: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -81,39 +83,32 @@ def _read_png(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
 
     start = tf.constant(8, tf.int64), tf.constant(0, tf.int64)
     _, exif = tf.while_loop(lambda position, _: position + 12 <= length, step, start, maximum_iterations=MAX_SEGMENTS)
-    size = _size(contents, 20, 16, ">i")
-    return size, _read_orientation(contents, exif > 0, exif + 8, _number(contents, exif, ">i"))
+    return _size(contents, 20, 16, ">i"), _part(
+        contents, exif + 8, tf.where(exif > 0, _number(contents, exif, ">i"), 0)
+    )
 
 
-def _read_orientation(contents: tf.Tensor, found: tf.Tensor, start: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-    """Searches the first directory of the TIFF structure of `length` bytes from `start` on."""
+def _read_orientation(tiff: tf.Tensor) -> tf.Tensor:
+    """Searches the first directory of a TIFF structure, which may be empty."""
+    is_little_endian = _starts_with(tiff, b"II*\0")
 
-    def read() -> tf.Tensor:
-        tiff = _part(contents, start, tf.maximum(tf.cast(length, tf.int32), 0))
-        return tf.case(
-            [
-                (_starts_with(tiff, b"II*\0"), lambda: search(tiff, "<")),
-                (_starts_with(tiff, b"MM\0*"), lambda: search(tiff, ">")),
-            ],
-            default=lambda: tf.constant(1),
-        )
+    def number(position: int | tf.Tensor, kind: str) -> tf.Tensor:
+        return tf.where(is_little_endian, _number(tiff, position, "<" + kind), _number(tiff, position, ">" + kind))
 
-    def search(tiff: tf.Tensor, order: str) -> tf.Tensor:
-        directory = _number(tiff, 4, order + "I")
-        count = tf.cast(_number(tiff, directory, order + "H"), tf.int32)
+    def search() -> tf.Tensor:
+        directory = number(4, "I")
         # An entry is a tag (2 bytes), a type (2), the number of values (4) and the value (4, left-aligned).
-        entries = _part(tiff, directory + 2, 12 * count)
-        words = tf.io.decode_raw(
-            tf.strings.substr(entries, 0, tf.strings.length(entries) // 12 * 12), tf.uint16, little_endian=order == "<"
-        )
-        words = tf.reshape(tf.cast(words, tf.int32), [-1, 6])
-        number = [1, 0] if order == "<" else [0, 1]
-        head = tf.constant([ORIENTATION_TAG, SHORT, *number])
-        values = tf.boolean_mask(words[:, 4], tf.reduce_all(words[:, :4] == head, axis=1) & (words[:, 4] >= 1))
-        values = tf.boolean_mask(values, values <= 8)
+        entries = _part(tiff, directory + 2, 12 * number(directory, "H"))
+        entries = tf.strings.substr(entries, 0, tf.strings.length(entries) // 12 * 12)
+        first, second = (tf.cast(tf.io.decode_raw(entries, tf.uint8), tf.int32)[place::2] for place in (0, 1))
+        words = tf.reshape(tf.where(is_little_endian, first + 256 * second, 256 * first + second), [-1, 6])
+        head = tf.where(is_little_endian, [ORIENTATION_TAG, SHORT, 1, 0], [ORIENTATION_TAG, SHORT, 0, 1])
+        values = tf.boolean_mask(words[:, 4], tf.reduce_all(words[:, :4] == head, axis=1))
+        values = tf.boolean_mask(values, (values >= 1) & (values <= 8))
         return tf.concat([values, [1]], axis=0)[0]
 
-    return tf.cond(found, read, lambda: tf.constant(1))
+    is_tiff = is_little_endian | _starts_with(tiff, b"MM\0*")
+    return tf.cond(is_tiff, search, lambda: tf.constant(1))
 
 
 def _size(contents: tf.Tensor, height_at: int | tf.Tensor, width_at: int | tf.Tensor, form: str) -> tf.Tensor:
@@ -136,7 +131,7 @@ def _part(contents: tf.Tensor, start: int | tf.Tensor, length: int | tf.Tensor) 
     """Returns at most `length` bytes from `start` on, fewer at the end and none beyond it."""
     end = tf.cast(tf.strings.length(contents), tf.int64)
     start = tf.minimum(tf.cast(start, tf.int64), end)
-    return tf.strings.substr(contents, start, tf.cast(length, tf.int64))
+    return tf.strings.substr(contents, start, tf.maximum(tf.cast(length, tf.int64), 0))
 
 
 def _starts_with(contents: tf.Tensor, magic: bytes) -> tf.Tensor:

@@ -12,6 +12,8 @@ from refinedet_tf.ops.image_headers import EXIF_MAGIC, ORIENTATION_TAG, SHORT, i
 MAX_PIXELS = 36_000_000
 
 
+# A graph of its own: many callers trace it once.
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def decode(contents: tf.Tensor) -> tf.Tensor:
     """Decodes an image file.
 

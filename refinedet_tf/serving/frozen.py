@@ -1,5 +1,6 @@
 """Freezes a network: its variables become constants of the graph, in full or half precision."""
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -26,7 +27,7 @@ def frozen_network(
         A function like `model(images, training=False)`.
     """
     images = tf.TensorSpec([None, *input_shape], tf.float32, name="images")
-    function = tf.function(lambda images: model(images, training=False)).get_concrete_function(images)
+    function = tf.function(functools.partial(model, training=False), autograph=False).get_concrete_function(images)
     # A function returns the values of a dict in the order of the sorted keys.
     shapes = {name: output.shape for name, output in sorted(function.structured_outputs.items())}
     frozen = convert_variables_to_constants_v2(function)

@@ -41,7 +41,7 @@ def convert_onnx(model: keras.Model) -> bytes:
     level = logger.level
     try:
         logger.setLevel(logging.ERROR)
-        converted, _ = tf2onnx.convert.from_function(tf.function(serve), inputs, opset=OPSET)
+        converted, _ = tf2onnx.convert.from_function(tf.function(serve, autograph=False), inputs, opset=OPSET)
     finally:
         logger.setLevel(level)
     config = model.config

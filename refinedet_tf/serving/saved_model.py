@@ -82,6 +82,8 @@ def _write_graph(model: keras.Model, path: str, weights: str, max_pixels: int) -
     is_frozen = weights != "variables"
     input_shape = (*model.config.input_size, 3)
     network = frozen_network(model, input_shape, weights) if is_frozen else functools.partial(model, training=False)
+    # A graph of its own, which all signatures share.
+    network = tf.function(network, input_signature=[tf.TensorSpec([None, *input_shape])], autograph=False)
     archive = keras.export.ExportArchive()
     with tempfile.TemporaryDirectory() as folder:
         labels = os.path.join(folder, LABELS)

@@ -95,7 +95,9 @@ def _converter(model: keras.Model, form: InputForm, quantize: str, postprocess: 
     # The converter does not freeze the variables of a Keras 3 model by itself.
     network = frozen_network(model, (*form.resizing.size, 3), "float32")
 
-    @tf.function(input_signature=[tf.TensorSpec([1, *form.resizing.size, 3], form.dtype, name=INPUT_NAME)])
+    @tf.function(
+        input_signature=[tf.TensorSpec([1, *form.resizing.size, 3], form.dtype, name=INPUT_NAME)], autograph=False
+    )
     def serve(images: tf.Tensor) -> dict[str, tf.Tensor]:
         return find(network(tf.cast(images, tf.float32)))
 
@@ -132,7 +134,7 @@ def _post_processing(anchors: tf.Tensor, config: ModelConfig) -> Callable:
     texts = [f'attr {{ key: "{key}" value {{ {value} }} }}' for key, value in attributes.items()]
 
     # The converter replaces this function by the operation and never runs its body.
-    @tf.function(experimental_implements=" ".join([f'name: "{POSTPROCESS_OP}"', *texts]))
+    @tf.function(experimental_implements=" ".join([f'name: "{POSTPROCESS_OP}"', *texts]), autograph=False)
     def suppress(offsets: tf.Tensor, scores: tf.Tensor, anchors: tf.Tensor) -> tuple[tf.Tensor, ...]:
         k = detection.max_detections
         return tf.zeros([1, k, 4]), tf.zeros([1, k]), tf.zeros([1, k]), tf.zeros([1])

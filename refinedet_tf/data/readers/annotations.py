@@ -128,7 +128,7 @@ def check_image(contents: bytes, where: str, defects: list[Defect]) -> CheckedIm
     return CheckedImage(height, width, orientation)
 
 
-@tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+@tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def _size_and_orientation(contents: tf.Tensor) -> tf.Tensor:
     _, orientation = read_header(contents)
     return tf.concat([tf.shape(image_ops.decode(contents))[:2], [orientation]], axis=0)
