@@ -1,6 +1,7 @@
 """The Beam pipeline on the DirectRunner; run where apache-beam is installed."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -10,11 +11,22 @@ pytest.importorskip("apache_beam")
 
 import pyarrow.parquet
 import tensorflow as tf
+from apache_beam.options.pipeline_options import (
+    DirectOptions,
+    FlinkRunnerOptions,
+    GoogleCloudOptions,
+    PipelineOptions,
+    PortableOptions,
+    SparkRunnerOptions,
+    WorkerOptions,
+)
 
 from refinedet_tf.errors import DataError
 from refinedet_tf.inference import beam
 from refinedet_tf.inference.detector import BATCH_SIZE, Detector
+from refinedet_tf.inference.files import Selection, detect_files, find_images
 from refinedet_tf.inference.images import upright_size
+from tests.conftest import PROJECT
 
 THREADS = ("--runner=DirectRunner", "--direct_num_workers=2", "--direct_running_mode=multi_threading")
 PROCESSES = ("--runner=DirectRunner", "--direct_num_workers=2", "--direct_running_mode=multi_processing")
@@ -74,13 +86,31 @@ def assert_same(rows, expected):
         assert [item["category_id"] - 1 for item in row["annotations"]] == found.classes.tolist()
 
 
-def test_two_processes_find_what_a_detector_finds(exported, photos, expected, tmp_path):
+def assert_same_as_the_command(rows, skipped, exported, photos, folder):
+    """Image by image what `refinedet detect` writes: it rounds as the pipeline does."""
+    selection = Selection(THRESHOLD)
+    detect_files(Detector.load(exported), find_images([photos]), folder / "command", selection=selection)
+    report = json.loads((folder / "command/detections.json").read_text())
+    assert {entry["file"] for entry in report["skipped"]} == {name for name in skipped if "*" not in name}
+    written = {entry["file"]: entry["detections"] for entry in report["images"]}
+    assert sorted(written) == sorted(row["file_name"] for row in rows)
+    for row in rows:
+        found = written[row["file_name"]]
+        assert [item["category"] for item in row["annotations"]] == [item["class"] for item in found]
+        boxes = [[x, y, x + w, y + h] for x, y, w, h in (item["bbox"] for item in row["annotations"])]
+        np.testing.assert_allclose(boxes, [item["box"] for item in found], atol=0.0101)
+        scores = [item["score"] for item in row["annotations"]]
+        np.testing.assert_allclose(scores, [item["score"] for item in found], atol=1.01e-4)
+
+
+def test_two_processes_find_what_the_command_finds(exported, photos, expected, tmp_path):
     rows, skipped = run(exported, [photos / "*.*", photos / "nothing*"], tmp_path, options=PROCESSES)
     assert_same(rows, expected)
     assert {name.rpartition("/")[2] for name in skipped} == {"bomb.png", "cut.png", "text.png", "nothing*"}
     reasons = {name.rpartition("/")[2]: reason for name, reason in skipped.items()}
     assert "36 megapixels" in reasons["bomb.png"] and "cannot be decoded" in reasons["cut.png"]
     assert "format is unknown" in reasons["text.png"] and "no such file" in reasons["nothing*"]
+    assert_same_as_the_command(rows, skipped, exported, photos, tmp_path)
 
 
 def test_parquet_has_the_same_rows(exported, photos, expected, tmp_path):
@@ -149,3 +179,19 @@ def test_the_size_of_a_photo_is_that_of_its_upright_pixels(tmp_path):
         exif[0x0112] = orientation
         Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
         assert upright_size((tmp_path / "a.jpg").read_bytes(), "a.jpg") == size
+
+
+def test_beam_knows_the_options_on_the_page():
+    page = (PROJECT / "docs/detection.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| ([\w ]+) \| `(--runner=.*?)` \|", page, flags=re.MULTILINE))
+    given = {name: PipelineOptions(row.replace("=N", "=4").split()) for name, row in rows.items()}
+    assert list(given) == ["this machine", "Dataflow", "Flink", "Spark"]
+    direct, flow = given["this machine"].view_as(DirectOptions), given["Dataflow"].view_as(GoogleCloudOptions)
+    assert (direct.direct_running_mode, direct.direct_num_workers) == ("multi_processing", 4)
+    assert (flow.project, flow.region, flow.temp_location) == ("P", "R", "gs://B/tmp")
+    assert given["Dataflow"].view_as(WorkerOptions).sdk_container_image == "IMAGE"
+    assert given["Flink"].view_as(FlinkRunnerOptions).flink_master == "HOST:8081"
+    assert given["Spark"].view_as(SparkRunnerOptions).spark_master_url == "spark://HOST:7077"
+    for name in ("Flink", "Spark"):
+        portable = given[name].view_as(PortableOptions)
+        assert (portable.environment_type, portable.environment_config) == ("DOCKER", "IMAGE")
