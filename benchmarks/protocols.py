@@ -1,8 +1,11 @@
-"""Evaluates the test split of a VOC folder by every protocol for 320 models, with the time for an image.
+"""Evaluates a split of a VOC folder by every protocol for 320 models, with the time for an image.
 
-python benchmarks/protocols.py MODEL DATA_DIR
+python benchmarks/protocols.py MODEL DATA_DIR [SPLIT [IMAGES]]
+
+The split is `test` by default. With IMAGES only that many are evaluated, the first of the split.
 """
 
+import dataclasses
 import sys
 import time
 
@@ -16,7 +19,9 @@ from refinedet_tf.evaluation.protocols import PROTOCOLS
 def main() -> None:
     """Prints the seconds for an image, loading and compiling left out, and the figures of each protocol."""
     model = rd.load_model(sys.argv[1])
-    data = rd.read_data("voc", sys.argv[2], ["test"], model.config.classes)
+    split, count = [*sys.argv[3:], "test"][0], int(sys.argv[4]) if len(sys.argv) > 4 else None
+    data = rd.read_data("voc", sys.argv[2], [split], model.config.classes)
+    data = dataclasses.replace(data, examples=data.examples[:count])
     images = [batch[0] for batch in image_pipeline(data.examples)]
     shapes = {image.shape: image for image in images}
     results = {}

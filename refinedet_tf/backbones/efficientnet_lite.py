@@ -4,6 +4,7 @@ These networks have no squeeze-and-excitation and use ReLU6, so they quantize we
 """
 
 import tensorflow as tf
+from tensorflow import keras
 
 from refinedet_tf.backbones.definition import Backbone, PackagedWeights
 from refinedet_tf.backbones.extra_level import extra_level
@@ -37,10 +38,17 @@ def build(x: tf.Tensor, config: BackboneConfig) -> list[tf.Tensor]:
         Four maps; those of EfficientNet-Lite0 have 240, 672, 1280 and 512 channels. The last one comes from
         `extra_level`.
     """
+    network = build_kerascv_network(x, config.name)
+    maps = [network.get_layer(name).output for name in _SOURCES]
+    return [*maps, extra_level(maps[-1])]
+
+
+def build_kerascv_network(x: tf.Tensor, name: str) -> keras.Model:
+    """Builds KerasCV's network, without its own rescaling, on `[b, h, w, 3]`."""
     import keras_cv  # takes a second or two to import, which other backbones need not pay
 
-    width, depth = _SCALES[config.name]
-    network = keras_cv.models.EfficientNetLiteBackbone(
+    width, depth = _SCALES[name]
+    return keras_cv.models.EfficientNetLiteBackbone(
         input_tensor=x,
         include_rescaling=False,
         width_coefficient=width,
@@ -53,8 +61,6 @@ def build(x: tf.Tensor, config: BackboneConfig) -> list[tf.Tensor]:
         stackwise_expansion_ratios=[1, 6, 6, 6, 6, 6, 6],
         stackwise_strides=[1, 2, 2, 2, 1, 2, 1],
     )
-    maps = [network.get_layer(name).output for name in _SOURCES]
-    return [*maps, extra_level(maps[-1])]
 
 
 BACKBONE = Backbone(
