@@ -104,7 +104,7 @@ def draw_image(
         rows, columns = np.nonzero(coverage.any(axis=1))[0], np.nonzero(coverage.any(axis=0))[0]
         box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
         inside = np.s_[box[1] : box[3], box[0] : box[2]]
-        paint = color + rng.normal(0, 6, (*coverage[inside].shape, 1))
+        paint = color + 6 * rng.standard_normal((*coverage[inside].shape, 1), np.float32)
         pixels[inside] += coverage[inside][..., np.newaxis] * (paint - pixels[inside])
         objects.append((name, box))
     return pixels.clip(0, 255).round().astype(np.uint8), objects
@@ -119,7 +119,7 @@ def _coverage(rng: np.random.Generator, name: str, height: int, width: int) -> n
     outline += rng.uniform(-low, (width, height) - high)
     canvas = Image.new("L", (width * SUPERSAMPLING, height * SUPERSAMPLING))
     ImageDraw.Draw(canvas).polygon([tuple(point) for point in outline * SUPERSAMPLING], fill=255)
-    return np.asarray(canvas.reduce(SUPERSAMPLING)) / 255
+    return np.asarray(canvas.reduce(SUPERSAMPLING)) / np.float32(255)
 
 
 def _outline(name: str, rng: np.random.Generator) -> np.ndarray:
@@ -137,7 +137,7 @@ def _outline(name: str, rng: np.random.Generator) -> np.ndarray:
 
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Draws a gradient, stripes or smooth noise between two random colors, with grain: `[height, width, 3]`."""
-    y, x = np.mgrid[:height, :width]
+    y, x = np.mgrid[:height, :width].astype(np.float32)
     angle = rng.uniform(0, math.pi)
     distance = x * math.cos(angle) + y * math.sin(angle)
     kind = rng.integers(3)
@@ -148,8 +148,9 @@ def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray
     else:
         coarse = rng.integers(0, 256, rng.integers(4, 24, size=2), dtype=np.uint8)
         mix = np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)) / 255
-    first, second = rng.uniform(0, 255, (2, 3))
-    return first + mix[..., np.newaxis] * (second - first) * 0.7 + rng.normal(0, 5, (height, width, 3))
+    first, second = rng.uniform(0, 255, (2, 3)).astype(np.float32)
+    grain = 5 * rng.standard_normal((height, width, 3), np.float32)
+    return first + mix.astype(np.float32)[..., np.newaxis] * (second - first) * np.float32(0.7) + grain
 
 
 def _contrasting_color(rng: np.random.Generator, other: np.ndarray) -> np.ndarray:
