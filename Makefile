@@ -1,13 +1,20 @@
-# Two commands: `make demo` and `make test`. Both create .venv and install into it first.
+# Two commands: `make demo` and `make test`. Both create .venv and install into it first. `make test-tf215` runs the same
+# tests with TensorFlow 2.15 and TensorFlow Addons, in .venv-tf215.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+VENV_TF215 := .venv-tf215
+BIN_TF215 := $(VENV_TF215)/bin
+# The first that runs and is 3.10 or 3.11; TensorFlow Addons has no wheels for a newer Python.
+PYTHON_TF215 ?= $(shell for name in python3.11 python3.10 $(PYTHON) python; do $$name -c \
+    'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' 2>/dev/null && echo $$name && break; done)
+TESTS ?=
 DEMO := work/demo
 DEMO_IMAGES ?= 1600
 DEMO_SET ?=
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-tf215 lint docs clean
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
@@ -26,7 +33,10 @@ demo: $(VENV)/installed
 	@echo "Look at $(DEMO)/gallery.png and $(DEMO)/run/curves.png; the SavedModel is $(DEMO)/saved_model."
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+
+test-tf215: $(VENV_TF215)/installed-test
+	$(BIN_TF215)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -46,9 +56,17 @@ $(VENV)/installed-test: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable .[test]
 	touch $@
 
+$(VENV_TF215)/installed-test: setup.cfg setup.py pyproject.toml
+	@test -n "$(PYTHON_TF215)" || { echo "make test-tf215: TensorFlow 2.15 and TensorFlow Addons need Python 3.10 or 3.11, \
+	and none was found. Install one, or name it: make test-tf215 PYTHON_TF215=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON_TF215) -m venv $(VENV_TF215)
+	$(BIN_TF215)/python -m pip install --quiet --upgrade pip
+	$(BIN_TF215)/python -m pip install --quiet --editable .[addons,test]
+	touch $@
+
 $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable .[docs]
 	touch $@
 
 clean:
-	rm -rf $(VENV) work
+	rm -rf $(VENV) $(VENV_TF215) work

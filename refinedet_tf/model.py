@@ -21,6 +21,7 @@ from refinedet_tf.ops.detections import decode_predictions, suppress
 from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.ops.targets import checked, faults_as_data_errors, find_fault, pad_targets
 from refinedet_tf.serving.saved_model import export_saved_model
+from refinedet_tf.stacks import minimize
 
 
 @keras.utils.register_keras_serializable("refinedet_tf")
@@ -195,7 +196,7 @@ class RefineDet(keras.Model):
             losses = self.compute_losses(images, targets, training=True, sample_weight=sample_weight)
             # The gradients of the replicas are added up; training follows the mean of their losses.
             loss = losses["loss"] / tf.distribute.get_strategy().num_replicas_in_sync
-        _minimize(self.optimizer, loss, self.trainable_variables, tape)
+        minimize(self.optimizer, loss, self.trainable_variables, tape)
         return self._track(losses)
 
     def test_step(self, data: tuple) -> dict[str, tf.Tensor]:
@@ -298,18 +299,6 @@ def build_model(config: Config | ModelConfig, *, name: str = "refinedet", dtype:
         ConfigError: the configuration is unusable.
     """
     return RefineDet(config.model if isinstance(config, Config) else config, name=name, dtype=dtype)
-
-
-def _minimize(
-    optimizer: keras.optimizers.Optimizer, loss: tf.Tensor, variables: list[tf.Variable], tape: tf.GradientTape
-) -> None:
-    """A step of the optimizer, with the loss scaled if it does that (mixed_float16)."""
-    if hasattr(optimizer, "minimize"):  # Keras 2, which scales the loss there
-        optimizer.minimize(loss, variables, tape=tape)
-        return
-    with tape:
-        loss = optimizer.scale_loss(loss)
-    optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
 
 
 def _unpack(data: tuple) -> tuple:

@@ -12,10 +12,11 @@ from tensorflow import keras
 
 from refinedet_tf.backbones.definition import Backbone
 from refinedet_tf.backbones.extra_level import extra_level
-from refinedet_tf.backbones.library_models import KEY, name_for_good, plain
+from refinedet_tf.backbones.library_models import KEY, name_for_good
 from refinedet_tf.config import BackboneConfig
 from refinedet_tf.errors import ConfigError, did_you_mean
 from refinedet_tf.layers import IMAGENET_DEVIATION, IMAGENET_MEAN, Preprocessing
+from refinedet_tf.stacks import plain
 
 STRIDES = (8, 16, 32)
 

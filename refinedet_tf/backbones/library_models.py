@@ -2,9 +2,10 @@
 
 import re
 from collections import Counter
-from typing import Any
 
 from tensorflow import keras
+
+from refinedet_tf.stacks import rename
 
 KEY = "model.backbone.preset_or_class"
 
@@ -18,11 +19,5 @@ def name_for_good(network: keras.Model) -> None:
     for layer in network.layers:
         kind = re.sub(r"_\d+$", "", layer.name)
         if layer.weights and kind.replace("_", "") == type(layer).__name__.lower():
-            # Keras 2 keeps it in `_name`.
-            setattr(layer, "name" if "name" in vars(layer) else "_name", f"{kind}_{counts[kind]}")
+            rename(layer, f"{kind}_{counts[kind]}")
             counts[kind] += 1
-
-
-def plain(value: Any) -> Any:
-    """Returns a value without the wrappers that Keras 2 puts around the lists of a model."""
-    return [plain(one) for one in value] if isinstance(value, list | tuple) else value

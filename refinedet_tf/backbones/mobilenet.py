@@ -6,6 +6,7 @@ from tensorflow import keras
 from refinedet_tf.backbones.definition import Application, Backbone
 from refinedet_tf.backbones.extra_level import extra_level
 from refinedet_tf.config import BackboneConfig
+from refinedet_tf.stacks import layer_name
 
 _CONSTRUCTORS = {
     "mobilenet_v1": "MobileNet",
@@ -44,8 +45,7 @@ def build(x: tf.Tensor, config: BackboneConfig) -> list[tf.Tensor]:
         maps = [network.get_layer(name).output for name in _SOURCES[config.name]]
     else:
         network = constructor(**options, include_preprocessing=False)
-        # Keras 2 writes expanded_conv_3/depthwise/pad.
-        layers = {layer.name.replace("/", "_"): layer for layer in network.layers}
+        layers = {layer_name(layer): layer for layer in network.layers}
         blocks = _V3_BLOCKS[config.name]
         maps = [*(layers[f"expanded_conv_{block}_depthwise_pad"].input for block in blocks), network.output]
     return [*maps, extra_level(maps[-1], config.alpha)]

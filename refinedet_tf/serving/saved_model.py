@@ -19,6 +19,7 @@ from refinedet_tf.serving.metadata import FILES, SETTINGS
 from refinedet_tf.serving.settings import detection_settings
 from refinedet_tf.serving.signatures import signatures
 from refinedet_tf.serving.warmup import write_warmup_requests
+from refinedet_tf.stacks import track
 
 WEIGHTS = ("variables", "float32", "float16", "bfloat16")
 
@@ -89,8 +90,7 @@ def _write_graph(model: keras.Model, path: str, weights: str, max_pixels: int) -
         labels = os.path.join(folder, LABELS)
         write_labels(labels, model.config.classes)
         table = label_table(labels)
-        archive.track(table)
-        archive.label_table = table  # Keras 2 saves attributes; `track` saves layers only there
+        track(archive, "label_table", table)
         for name, (serve, inputs) in signatures(network, model, table.lookup, max_pixels).items():
             archive.add_endpoint(name, serve, input_signature=inputs)
         with contextlib.redirect_stdout(io.StringIO()):  # Keras prints every captured variable

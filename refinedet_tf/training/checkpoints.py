@@ -14,8 +14,8 @@ from absl import logging
 from tensorflow import keras
 
 from refinedet_tf.errors import TrainingError
+from refinedet_tf.stacks import optimizer_variables, same_stack
 from refinedet_tf.training.files import explained_errors, sync_folder, write_file
-from refinedet_tf.training.optimizer_state import state_variables
 
 VARIABLES, PROGRESS, MANIFEST = "variables.npz", "progress.json", "manifest.json"
 
@@ -49,7 +49,7 @@ class RunVariables:
     def __init__(self, model: keras.Model):
         """Collects the variables of a compiled model whose optimizer is built."""
         metrics = [variable for metric in model.metrics for variable in metric.variables]
-        variables = [*model.variables, *state_variables(model.optimizer), *metrics]
+        variables = [*model.variables, *optimizer_variables(model.optimizer), *metrics]
         self._variables = list({id(variable): variable for variable in variables}.values())
 
     def read(self) -> list[np.ndarray]:
@@ -145,11 +145,11 @@ class Checkpoints:
 
 def _load(generation: Path) -> tuple[list[np.ndarray], Progress]:
     version = json.loads((generation / MANIFEST).read_text())["keras"]
-    if version.split(".")[0] != keras.__version__.split(".")[0]:
+    if not same_stack(version):
         raise TrainingError(
-            f"{generation} was written with Keras {version}, and this is Keras {keras.__version__}: a run must go on "
-            "with the major version it started with. To take over the weights, give a .keras file of the run as "
-            "train.weights of a new one."
+            f"{generation} was written with Keras {version}, and this is Keras {keras.__version__}. Checkpoints cannot "
+            "be moved between Keras 2 (TensorFlow 2.15) and Keras 3: continue the run where it was started. To use its "
+            "weights here, start a new run with train.weights set to a .keras file of the old one."
         )
     with np.load(generation / VARIABLES, allow_pickle=False) as arrays:
         values = [arrays[name] for name in sorted(arrays.files)]

@@ -1,7 +1,7 @@
 """Optimizers by name: those of `keras.optimizers`, and those of TensorFlow Addons with the prefix `tfa:`."""
 
-import importlib
 import inspect
+from types import ModuleType
 from typing import Any
 
 import tensorflow as tf
@@ -9,6 +9,7 @@ from tensorflow import keras
 
 from refinedet_tf.config import TrainConfig
 from refinedet_tf.errors import ConfigError, did_you_mean
+from refinedet_tf.stacks import CAN_ACCUMULATE, import_addons, is_legacy, legacy_optimizers
 from refinedet_tf.weights.assignment import is_detector_layer
 
 ADDONS = "tfa:"
@@ -62,7 +63,7 @@ def keras_settings(config: TrainConfig) -> dict[str, Any]:
     if config.ema_momentum:
         settings |= {"use_ema": True, "ema_momentum": config.ema_momentum}
     if config.accumulation_steps > 1:
-        if "gradient_accumulation_steps" not in inspect.signature(keras.optimizers.SGD.__init__).parameters:
+        if not CAN_ACCUMULATE:
             raise ConfigError(
                 f"train.accumulation_steps = {config.accumulation_steps}: Keras {keras.__version__} cannot accumulate "
                 "gradients; Keras 3 can. Use 1 and a smaller train.batch_size and train.learning_rate, or more GPUs."
@@ -97,7 +98,7 @@ def build_named_optimizer(spec: dict[str, Any], rate: Any, config: TrainConfig, 
 
 def _build(kind: type, spec: dict[str, Any], rate: Any, config: TrainConfig, *, wrapped: bool = False) -> Any:
     """Builds an optimizer, and those that it is built around."""
-    legacy = not issubclass(kind, keras.optimizers.Optimizer)
+    legacy = is_legacy(kind)
     given = spec.get("arguments", {})
     inner = {
         key: _build(_find(value["name"], legacy=legacy), value, rate, config, wrapped=True)
@@ -166,7 +167,7 @@ def _find(name: str, *, legacy: bool) -> type:
         module, base = _addons(name), object
         name = name.removeprefix(ADDONS)
     else:
-        module = keras.optimizers.legacy if legacy else keras.optimizers
+        module = legacy_optimizers() if legacy else keras.optimizers
         base = module.Optimizer
     known = [key for key, value in vars(module).items() if inspect.isclass(value) and issubclass(value, base)]
     if name not in known:
@@ -174,12 +175,11 @@ def _find(name: str, *, legacy: bool) -> type:
     return getattr(module, name)
 
 
-def _addons(name: str) -> Any:
+def _addons(name: str) -> ModuleType:
     try:
-        return importlib.import_module("tensorflow_addons.optimizers")
+        return import_addons()
     except ImportError as error:
         nearest = NEAREST.get(name.removeprefix(ADDONS), "AdamW")
         raise ConfigError(
-            f"train.optimizer: {name} needs the package tensorflow-addons, which works with TensorFlow 2.15 on Python "
-            f"3.10 and 3.11: pip install 'refinedet-tf[addons]'. The nearest optimizer of Keras: {nearest}."
+            f"train.optimizer: {name} needs TensorFlow Addons. {error} The nearest optimizer of Keras: {nearest}."
         ) from error

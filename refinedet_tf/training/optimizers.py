@@ -1,11 +1,14 @@
 """Optimizers and learning-rate schedules of the recipes."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 from tensorflow import keras
 
 from refinedet_tf.config import TrainConfig
+from refinedet_tf.stacks import assign_averages, has_averages, plain_name
 from refinedet_tf.training.named_optimizers import NOT_DECAYED, build_named_optimizer, keras_settings
 
 BIAS_RATE_MULTIPLIER = 2.0
@@ -26,7 +29,7 @@ class CaffeSGD(keras.optimizers.SGD):
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, *rate: Any) -> None:
         """Updates one variable; Keras 3 passes the rate too."""
-        if _name(variable) == "bias":
+        if plain_name(variable.name).split("/")[-1] == "bias":
             gradient = gradient * tf.cast(BIAS_RATE_MULTIPLIER, gradient.dtype)
         else:
             gradient = gradient + tf.cast(self.l2_decay, gradient.dtype) * tf.convert_to_tensor(variable)
@@ -99,6 +102,16 @@ def build_optimizer(
     return optimizer
 
 
-def _name(variable: tf.Variable) -> str:
-    """Returns `bias` for `conv4_3/bias` (Keras 3) and `conv4_3/bias:0` (Keras 2)."""
-    return variable.name.split("/")[-1].split(":")[0]
+@contextlib.contextmanager
+def averaged_weights(model: keras.Model) -> Iterator[None]:
+    """Puts averages in place of the weights inside, if the model's optimizer keeps them."""
+    if not has_averages(model.optimizer):
+        yield
+        return
+    weights = [tf.convert_to_tensor(variable).numpy() for variable in model.trainable_variables]
+    assign_averages(model.optimizer, model.trainable_variables)
+    try:
+        yield
+    finally:
+        for variable, value in zip(model.trainable_variables, weights, strict=True):
+            variable.assign(value)

@@ -15,11 +15,11 @@ from refinedet_tf.evaluation.evaluator import EvaluationResult, evaluate
 from refinedet_tf.losses import RefineDetLoss
 from refinedet_tf.model import build_model
 from refinedet_tf.ops.resizing import Resizing
+from refinedet_tf.stacks import assign_averages, create_optimizer_variables
 from refinedet_tf.training.callbacks import Steps
 from refinedet_tf.training.checkpoints import Progress, RunVariables
 from refinedet_tf.training.files import explained_errors
-from refinedet_tf.training.optimizer_state import assign_averages, averaged_weights, create_state
-from refinedet_tf.training.optimizers import build_optimizer, build_schedule
+from refinedet_tf.training.optimizers import averaged_weights, build_optimizer, build_schedule
 from refinedet_tf.training.progress_bar import ProgressBar
 from refinedet_tf.training.report import best_evaluation, draw_comparisons, write_report
 from refinedet_tf.training.run_folder import RunFolder
@@ -63,7 +63,7 @@ class Run:
                 jit_compile = bool(tf.config.list_physical_devices("GPU"))
             loss = RefineDetLoss.for_model(config.model, normalize_positives=config.train.normalize_positives)
             self.model.compile(optimizer, loss, jit_compile=jit_compile)
-            create_state(self.model.optimizer, self.model.trainable_variables)
+            create_optimizer_variables(self.model.optimizer, self.model.trainable_variables)
         self._schedule = build_schedule(config.train, len(self.dataset))
         self.variables = RunVariables(self.model)
         self._result: EvaluationResult | None = None

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow import keras
 
 from refinedet_tf.errors import WeightFileError
+from refinedet_tf.stacks import plain_name
 
 # Layers on top of a classification network, which only a detector has.
 _DETECTOR_LAYER = re.compile(r"(conv6_\d|conv[45]_3_norm|res6_|bn6_|extra_\d|TL\d|P\d|arm\d|odm\d)")
@@ -180,11 +181,6 @@ def max_bytes(model: keras.Model) -> int:
     heads of other classes.
     """
     return 4 * sum(4 * math.prod(variable.shape) for variable in named_variables(model).values()) + 2**27
-
-
-def plain_name(name: str) -> str:
-    """Returns Keras 3's `conv_dw_1/kernel` for Keras 2's `conv_dw_1/depthwise_kernel:0`."""
-    return name.removesuffix(":0").replace("/depthwise_kernel", "/kernel")
 
 
 def by_name(family: str, arrays: dict[str, np.ndarray], **kwargs: object) -> Weights:

@@ -13,6 +13,7 @@ from tensorflow import keras
 from refinedet_tf.config import BackboneConfig, ModelConfig
 from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
+from refinedet_tf.stacks import KERAS_MAJOR
 from refinedet_tf.weights import load_model, load_weights
 from refinedet_tf.weights.assignment import assign, by_name, is_detector_layer, named_variables
 from tests.backbones.test_kerascv import NETWORKS
@@ -21,7 +22,7 @@ from tests.conftest import PROJECT
 IMAGENET = PROJECT.parent / "shared" / "weights"
 CLASS_VARIABLES = [f"odm{k}_classes_pointwise/{kind}" for k in (3, 4, 5, 6) for kind in ("kernel", "bias")]
 FORMS = ("model.keras", "model.weights.h5", "model.h5", "model.npz")
-if not hasattr(keras, "ops"):  # Keras 2 writes no names into .weights.h5
+if KERAS_MAJOR == 2:  # which writes no names into .weights.h5
     FORMS = ("model.keras", "model.h5", "model.npz")
 
 

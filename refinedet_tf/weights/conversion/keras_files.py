@@ -5,6 +5,7 @@ import os
 from refinedet_tf.backbones import input_form
 from refinedet_tf.config import BackboneConfig
 from refinedet_tf.model import RefineDet
+from refinedet_tf.stacks import plain_name
 from refinedet_tf.weights.assignment import (
     Weights,
     by_name,
@@ -12,7 +13,6 @@ from refinedet_tf.weights.assignment import (
     layer_of,
     max_bytes,
     named_variables,
-    plain_name,
 )
 from refinedet_tf.weights.conversion.keras_applications import imagenet_weights
 from refinedet_tf.weights.files.hdf5 import probe, read_layers
