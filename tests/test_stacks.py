@@ -15,8 +15,6 @@ from tests.other_stack import EXPORTS, save, write_predictions
 
 OTHER = PROJECT / (".venv" if KERAS_MAJOR == 2 else ".venv-tf215") / "bin" / "python"
 needs_other = pytest.mark.skipif(not OTHER.exists(), reason=f"needs {OTHER}, the environment of the other stack")
-    not OTHER.exists(), reason=f"needs the other stack's environment, {OTHER.parent.parent}"
-)
 
 
 @pytest.fixture(scope="module")
