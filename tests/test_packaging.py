@@ -112,8 +112,11 @@ def test_metadata_are_complete_and_the_version_stands_once(wheel, setup):
     assert fields["Version"] == rd.__version__ and setup["metadata"]["version"] == "attr: refinedet_tf.__version__"
     assert {"Summary", "Home-page", "License", "Requires-Python", "Keywords", "Classifier"} <= fields.keys()
     assert rd.__version__ in (PROJECT / "CHANGELOG.md").read_text()
-    supported = re.findall(r"Python :: 3\.(\d+)", metadata)
-    assert supported == ["10", "11", "12", "13"] and fields["Requires-Python"] in (">=3.10,<3.14", "<3.14,>=3.10")
+    # Claimed is what docs/versions.md says the whole suite has run on; pip accepts more.
+    page = (PROJECT / "docs/versions.md").read_text(encoding="utf-8")
+    tested = set(re.findall(r"\| (3\.\d+) \| the whole suite", page))
+    assert tested and set(re.findall(r"Python :: (3\.\d+)", metadata)) == tested
+    assert fields["Requires-Python"] in (">=3.10,<3.14", "<3.14,>=3.10")
 
 
 def test_every_public_name_can_be_imported_and_is_documented():
