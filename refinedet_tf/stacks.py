@@ -4,6 +4,7 @@ All other modules are written against the API that both share. Each function her
 """
 
 import importlib
+import importlib.metadata
 import inspect
 import platform
 from types import ModuleType
@@ -12,7 +13,9 @@ from typing import Any
 import tensorflow as tf
 from tensorflow import keras
 
-KERAS_MAJOR = int(keras.__version__.split(".")[0])
+# TensorFlow 2.15 hands on the API of Keras 2 without its version.
+KERAS_VERSION = getattr(keras, "__version__", None) or importlib.metadata.version("keras")
+KERAS_MAJOR = int(KERAS_VERSION.split(".")[0])
 # From Keras 3.1 on.
 CAN_ACCUMULATE = "gradient_accumulation_steps" in inspect.signature(keras.optimizers.SGD.__init__).parameters
 

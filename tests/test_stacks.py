@@ -65,7 +65,7 @@ def stack_checks(path):
     """Lines of a module that compare versions of Keras, or ask an object of Keras what it has."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = {getattr(part, "attr", getattr(part, "id", None)) for part in ast.walk(node)}
-        if isinstance(node, ast.Compare) and names & {"__version__", "KERAS_MAJOR"}:
+        if isinstance(node, ast.Compare) and names & {"__version__", "KERAS_MAJOR", "KERAS_VERSION"}:
             yield node.lineno
         if isinstance(node, ast.Call) and getattr(node.func, "id", None) == "hasattr" and names & ASKED:
             yield node.lineno

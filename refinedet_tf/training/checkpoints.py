@@ -14,7 +14,7 @@ from absl import logging
 from tensorflow import keras
 
 from refinedet_tf.errors import TrainingError
-from refinedet_tf.stacks import optimizer_variables, same_stack
+from refinedet_tf.stacks import KERAS_VERSION, optimizer_variables, same_stack
 from refinedet_tf.training.files import explained_errors, sync_folder, write_file
 
 VARIABLES, PROGRESS, MANIFEST = "variables.npz", "progress.json", "manifest.json"
@@ -135,7 +135,7 @@ class Checkpoints:
         write_file(folder / VARIABLES, lambda file: np.savez(file, **arrays))
         _write_json(folder / PROGRESS, dataclasses.asdict(progress))
         files = {name: _fingerprint(folder / name) for name in (VARIABLES, PROGRESS)}
-        _write_json(folder / MANIFEST, {"keras": keras.__version__, "files": files})
+        _write_json(folder / MANIFEST, {"keras": KERAS_VERSION, "files": files})
         sync_folder(folder)
 
     def _generations(self) -> list[Path]:
@@ -147,7 +147,7 @@ def _load(generation: Path) -> tuple[list[np.ndarray], Progress]:
     version = json.loads((generation / MANIFEST).read_text())["keras"]
     if not same_stack(version):
         raise TrainingError(
-            f"{generation} was written with Keras {version}, and this is Keras {keras.__version__}. Checkpoints cannot "
+            f"{generation} was written with Keras {version}, and this is Keras {KERAS_VERSION}. Checkpoints cannot "
             "be moved between Keras 2 (TensorFlow 2.15) and Keras 3: continue the run where it was started. To use its "
             "weights here, start a new run with train.weights set to a .keras file of the old one."
         )

@@ -9,7 +9,7 @@ from tensorflow import keras
 
 from refinedet_tf.config import TrainConfig
 from refinedet_tf.errors import ConfigError, did_you_mean
-from refinedet_tf.stacks import CAN_ACCUMULATE, import_addons, is_legacy, legacy_optimizers
+from refinedet_tf.stacks import CAN_ACCUMULATE, KERAS_VERSION, import_addons, is_legacy, legacy_optimizers
 from refinedet_tf.weights.assignment import is_detector_layer
 
 ADDONS = "tfa:"
@@ -65,7 +65,7 @@ def keras_settings(config: TrainConfig) -> dict[str, Any]:
     if config.accumulation_steps > 1:
         if not CAN_ACCUMULATE:
             raise ConfigError(
-                f"train.accumulation_steps = {config.accumulation_steps}: Keras {keras.__version__} cannot accumulate "
+                f"train.accumulation_steps = {config.accumulation_steps}: Keras {KERAS_VERSION} cannot accumulate "
                 "gradients; Keras 3 can. Use 1 and a smaller train.batch_size and train.learning_rate, or more GPUs."
             )
         settings["gradient_accumulation_steps"] = config.accumulation_steps
