@@ -21,7 +21,7 @@ from refinedet_tf.ops.detections import decode_predictions, suppress
 from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.ops.targets import checked, faults_as_data_errors, find_fault, pad_targets
 from refinedet_tf.serving.saved_model import export_saved_model
-from refinedet_tf.stacks import minimize
+from refinedet_tf.stacks import Untracked, minimize
 
 
 @keras.utils.register_keras_serializable("refinedet_tf")
@@ -67,7 +67,7 @@ class RefineDet(keras.Model):
         self.anchors = tf.constant(generate_anchors(config.input_size, config.anchor_sizes))
         self.resizing = Resizing(*config.input_size, config.resize)
         self.loss_function = RefineDetLoss.for_model(config)
-        self._trackers = [keras.metrics.Mean(name=name) for name in ("loss", *LOSS_NAMES, *COUNT_NAMES)]
+        self._means = Untracked([keras.metrics.Mean(name=name) for name in ("loss", *LOSS_NAMES, *COUNT_NAMES)])
         self._user_metrics = []
         self._traced_settings = _detection_settings(self.config)
 
@@ -138,7 +138,7 @@ class RefineDet(keras.Model):
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """Running means of the losses and of the positives in a batch, and the metrics that `compile` was given."""
-        return [*self._trackers, *self._user_metrics]
+        return [*self._means.value, *self._user_metrics]
 
     def fit(self, x: Any = None, y: Any = None, *args: Any, **kwargs: Any) -> keras.callbacks.History:
         """Trains the model, as in Keras.
@@ -266,9 +266,9 @@ class RefineDet(keras.Model):
         return suppress(boxes, scores, **as_dict(self.config.detection))
 
     def _track(self, values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        for tracker in self._trackers:
-            tracker.update_state(values[tracker.name])
-        return {tracker.name: tracker.result() for tracker in self._trackers}
+        for mean in self._means.value:
+            mean.update_state(values[mean.name])
+        return {mean.name: mean.result() for mean in self._means.value}
 
     def _checked(self, x: Any, y: Any = None, sample_weight: Any = None) -> Any:
         """The data, which are checked now or as they are used; see `ops.targets.checked`."""

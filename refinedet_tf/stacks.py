@@ -20,6 +20,18 @@ KERAS_MAJOR = int(KERAS_VERSION.split(".")[0])
 CAN_ACCUMULATE = "gradient_accumulation_steps" in inspect.signature(keras.optimizers.SGD.__init__).parameters
 
 
+class Untracked:
+    """Holds a value that Keras does not look into.
+
+    Keras 2 counts the variables of metrics that a model holds among the model's weights and expects them in its files,
+    where Keras 3 does not put them.
+    """
+
+    def __init__(self, value: Any):
+        """Holds `value`."""
+        self.value = value
+
+
 def same_stack(keras_version: str) -> bool:
     """Returns whether a version of Keras belongs to this stack. The variables of optimizers differ between the two."""
     return int(keras_version.split(".")[0]) == KERAS_MAJOR
