@@ -8,13 +8,15 @@ BIN_TF215 := $(VENV_TF215)/bin
 # The first that runs and is 3.10 or 3.11; TensorFlow Addons has no wheels for a newer Python.
 PYTHON_TF215 ?= $(shell for name in python3.11 python3.10 $(PYTHON) python; do $$name -c \
     'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' 2>/dev/null && echo $$name && break; done)
+VENV_LOWEST := .venv-lowest
+BIN_LOWEST := $(VENV_LOWEST)/bin
 TESTS ?=
 DEMO := work/demo
 DEMO_IMAGES ?= 1600
 DEMO_SET ?=
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-tf215 lint docs clean
+.PHONY: demo test test-tf215 test-lowest lint fuzz mutants audit docs clean
 
 demo: $(VENV)/installed
 	rm -rf $(DEMO)
@@ -38,9 +40,23 @@ test: lint
 test-tf215: $(VENV_TF215)/installed-test
 	$(BIN_TF215)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
+test-lowest: $(VENV_LOWEST)/installed-test
+	$(BIN_LOWEST)/python -m pytest -n 2 --dist loadfile $(TESTS)
+
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+fuzz: $(VENV)/installed-test
+	$(BIN)/python -m tests.robustness.fuzzing --cases=20000
+
+mutants: $(VENV)/installed-mutants
+	$(BIN)/python benchmarks/mutants.py --count=100
+
+audit: $(VENV)/installed-test
+	$(PYTHON) -m venv work/audit
+	work/audit/bin/python -m pip install --quiet pip-audit
+	work/audit/bin/pip-audit --path $$($(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")
 
 docs: $(VENV)/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
@@ -64,9 +80,20 @@ $(VENV_TF215)/installed-test: setup.cfg setup.py pyproject.toml
 	$(BIN_TF215)/python -m pip install --quiet --editable .[addons,test]
 	touch $@
 
+$(VENV_LOWEST)/installed-test: setup.cfg setup.py pyproject.toml
+	$(PYTHON_TF215) -m venv $(VENV_LOWEST)
+	$(BIN_LOWEST)/python -m pip install --quiet --upgrade pip
+	sed -nE '/^(install_requires|test) =/,/^$$/s/^    ([a-z0-9_-]+)>=([0-9.]+).*/\1==\2/p' setup.cfg > $(VENV_LOWEST)/bounds.txt
+	$(BIN_LOWEST)/python -m pip install --quiet --editable .[test] --constraint $(VENV_LOWEST)/bounds.txt
+	touch $@
+
+$(VENV)/installed-mutants: $(VENV)/installed-test
+	$(BIN)/python -m pip install --quiet --editable .[mutants]
+	touch $@
+
 $(VENV)/installed-docs: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable .[docs]
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_TF215) work
+	rm -rf $(VENV) $(VENV_TF215) $(VENV_LOWEST) work

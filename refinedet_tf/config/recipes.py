@@ -4,7 +4,7 @@ import datetime
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -79,10 +79,9 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     """
     try:
         with open(path, encoding="utf-8") as file:
-            values = yaml.load(file, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or an impossible date
-        reason = "it nests too deeply" if isinstance(error, RecursionError) else error
-        raise ConfigError(f"{os.fspath(path)} is not a readable recipe: {reason}") from error
+            values = load_yaml(file)
+    except ValueError as error:
+        raise ConfigError(f"{os.fspath(path)} is not a readable recipe: {error}") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -91,6 +90,20 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
         )
     check_plain(values, os.fspath(path))
     return values
+
+
+def load_yaml(source: TextIO | str | bytes) -> Any:
+    """Reads YAML's safe subset without aliases, which let a few bytes stand for gigabytes.
+
+    Raises:
+        ValueError: the source is no such YAML, nests too deeply, or is not UTF-8.
+    """
+    try:
+        return yaml.load(source, _Loader)
+    except RecursionError as error:
+        raise ValueError("it nests too deeply") from error
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 def check_plain(value: Any, where: str, depth: int = 0) -> None:
@@ -128,12 +141,12 @@ def _folder() -> Path:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe subset without aliases, which let a few bytes stand for gigabytes; 1e-3 is a number."""
+    """YAML's safe subset without aliases; 1e-3 is a number."""
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
-            raise yaml.composer.ComposerError(None, None, "aliases are not supported; use base: instead", mark)
+            raise yaml.composer.ComposerError(None, None, "aliases are not supported", mark)
         return super().compose_node(parent, index)
 
 

@@ -25,6 +25,8 @@ from refinedet_tf.config.schema import (
 )
 from refinedet_tf.errors import ConfigError, did_you_mean
 
+MAX_SIDE = 8192  # pixels; a model of this size has 4 million anchors
+
 
 def validate(config: Config) -> None:
     """Checks a recipe, for instance one made in Python.
@@ -101,6 +103,7 @@ def validate_model(model: ModelConfig) -> None:
     sizes = list(model.input_size)
     multiples = len(sizes) == 2 and all(side > 0 and side % 64 == 0 for side in sizes)
     _check(multiples, "model.input_size", sizes, "must be [height, width], both multiples of 64")
+    _check(max(sizes) <= MAX_SIDE, "model.input_size", sizes, f"must be at most {MAX_SIDE} pixels a side")
     _check_choice("model.resize", model.resize, RESIZE_MODES)
     _validate_backbone(model.backbone)
     _check(model.width > 0, "model.width", model.width, "must be positive")

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import tensorflow as tf
 
+from refinedet_tf.errors import ExportError
 from refinedet_tf.inference.decoding import decode_batch
-from refinedet_tf.serving.inputs import InputForm
+from refinedet_tf.serving.inputs import INPUT_NAME, InputForm
 from refinedet_tf.serving.metadata import MAX_THREADS, read_metadata
 from refinedet_tf.serving.outputs import from_outputs
+from refinedet_tf.serving.tflite_structure import check_structure
 
 
 class TFLiteModel:
@@ -37,16 +39,23 @@ class TFLiteModel:
             num_threads: threads to run on, at most `MAX_THREADS`; by default one for each processor.
 
         Raises:
-            ExportError: the file carries no metadata of this project.
+            ExportError: the file carries no metadata of this project, is damaged, or is not what it claims to be.
         """
         self.metadata = read_metadata(path)
+        check_structure(path)
         self.classes = self.metadata.classes
         self.mixed_sizes = True
         self.max_detections = self.metadata.settings["max_detections"]
         self._form = InputForm.from_settings(self.metadata.settings["input"])
         num_threads = num_threads or min(os.cpu_count(), MAX_THREADS)
-        self._interpreter = interpreter(model_path=os.fspath(path), num_threads=num_threads)
-        self._run = self._interpreter.get_signature_runner("serving_default")
+        try:
+            self._interpreter = interpreter(model_path=os.fspath(path), num_threads=num_threads)
+            self._run = self._interpreter.get_signature_runner("serving_default")
+            shape = self._run.get_input_details()[INPUT_NAME]["shape"].tolist()
+        except (ValueError, RuntimeError, KeyError) as error:
+            raise ExportError(f"{os.fspath(path)} cannot be run: {error}") from error
+        if shape != [1, *self._form.resizing.size, 3]:
+            raise ExportError(f"{os.fspath(path)} takes images of shape {shape}, which its settings do not say.")
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the outputs for one image in the form of the input, `[1, h, w, 3]`."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-import yaml
 
+from refinedet_tf.config.recipes import load_yaml
 from refinedet_tf.errors import WeightFileError
 from refinedet_tf.layers import ANCHORS_PER_CELL
 from refinedet_tf.model import RefineDet
@@ -60,8 +60,8 @@ def read_class_map(class_map: ClassMap | None) -> dict[str, int] | None:
         if not path.is_file():
             raise WeightFileError(f"There is no class map {source!r}; shipped with the library: {', '.join(_SHIPPED)}.")
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            values = load_yaml(path.read_text(encoding="utf-8"))
+        except ValueError as error:
             raise WeightFileError(f"{source} is not a readable class map: {error}") from error
     if not isinstance(values, Mapping) or not values:
         raise WeightFileError(f"{source} must map class names to indices, as in {{aeroplane: 5, bicycle: 2}}.")

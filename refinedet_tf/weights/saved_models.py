@@ -1,6 +1,10 @@
 """Opens saved models."""
 
+import contextlib
+import inspect
+import math
 import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,13 +12,14 @@ from tensorflow import keras
 
 from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
-from refinedet_tf.weights.files.keras_archive import read_config
+from refinedet_tf.weights.files.keras_archive import KerasArchive, read_archive
 
 
 def load_model(path: str | os.PathLike) -> RefineDet:
     """Opens a RefineDet that was saved as a .keras file.
 
-    The file is treated as data: nothing in it is executed, imported or downloaded. Keras's `safe_mode` is on.
+    The file is treated as data: nothing in it is executed, imported or downloaded. Keras's `safe_mode` is on. A network
+    with more weights than the file holds is refused before memory is taken for them.
 
     Args:
         path: the file.
@@ -27,10 +32,11 @@ def load_model(path: str | os.PathLike) -> RefineDet:
     """
     if not os.path.isfile(path):
         raise WeightFileError(f"There is no model file {os.fspath(path)!r}.")
-    config = read_config(path)
+    archive = read_archive(path)
     try:
-        _check_classes(config, os.fspath(path))
-        return keras.models.load_model(path, compile=False, safe_mode=True)
+        _check_classes(archive.config, os.fspath(path))
+        with _limited_weights(archive):
+            return keras.models.load_model(path, compile=False, safe_mode=True)
     except WeightFileError:
         raise
     except Exception as error:  # Keras raises many kinds of errors over files that do not fit
@@ -48,6 +54,36 @@ def _check_classes(config: dict[str, Any], path: str) -> None:
     for part in _dictionaries(config.get("config")):
         if "class_name" in part:
             raise WeightFileError(f"{path} holds a {part['class_name']}, which no RefineDet has in its configuration.")
+
+
+@contextlib.contextmanager
+def _limited_weights(archive: KerasArchive) -> Iterator[None]:
+    """Lets this thread make no more weights than a file holds.
+
+    Raises:
+        ValueError: while the network is being built, before the first weight too many is made.
+    """
+    original, thread = keras.layers.Layer.add_weight, threading.get_ident()
+    signature = inspect.signature(original)
+    arrays = numbers = 0
+
+    def add_weight(*args: Any, **kwargs: Any) -> Any:
+        nonlocal arrays, numbers
+        if threading.get_ident() == thread:
+            shape = signature.bind(*args, **kwargs).arguments.get("shape") or ()
+            arrays, numbers = arrays + 1, numbers + math.prod(map(int, shape))
+            if arrays > archive.arrays or numbers > archive.numbers:
+                raise ValueError(
+                    f"its configuration asks for a network with more weights than the {archive.numbers} numbers in "
+                    f"{archive.arrays} arrays that it holds"
+                )
+        return original(*args, **kwargs)
+
+    keras.layers.Layer.add_weight = add_weight
+    try:
+        yield
+    finally:
+        keras.layers.Layer.add_weight = original
 
 
 def _dictionaries(value: Any) -> Iterator[dict[str, Any]]:

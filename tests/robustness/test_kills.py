@@ -64,6 +64,14 @@ def test_a_kill_at_any_change_to_a_file_loses_at_most_one_step_and_changes_nothi
         assert not list(snapshot.rglob("~*"))
 
 
+def test_the_same_seed_twice_gives_the_same_weights_to_the_last_bit(finished, small_run, tmp_path):
+    """In one process; `test_the_command_killed_at_a_random_moment...` compares two."""
+    values = small_run.start(tmp_path)
+    assert any(value.dtype.kind == "f" and np.ptp(value) for value in values)
+    for value, expected in zip(values, finished.values, strict=True):
+        np.testing.assert_array_equal(value, expected)
+
+
 def test_each_epoch_stands_once_in_the_histories(finished):
     rows = (finished.folder / "log.csv").read_text().splitlines()
     assert [row.split(",")[0] for row in rows] == ["epoch", "0", "1"]

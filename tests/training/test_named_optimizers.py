@@ -130,7 +130,7 @@ def test_accumulated_steps_equal_one_step_on_the_larger_batch():
 
 @pytest.mark.parametrize(
     "spec",
-    [{"name": "AdamW"}, {"name": "Lion"}]
+    ["adam", {"name": "AdamW"}, {"name": "Lion"}]
     + [
         pytest.param({"name": f"tfa:{kind}"}, marks=pytest.mark.skipif(not ADDONS, reason="no tensorflow-addons"))
         for kind in ("SGDW", "AdamW", "LAMB")

@@ -32,6 +32,34 @@ def test_caffe_sgd_follows_its_formula_for_kernels_and_biases():
     np.testing.assert_allclose(model.get_weights()[1], bias, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+def test_sgd_of_a_recipe_has_its_momentum_its_decay_and_its_clipping(clip_norm):
+    model = one_layer_model()
+    config = TrainConfig(learning_rate=0.1, momentum=0.6, weight_decay=0.2, clip_norm=clip_norm)
+    optimizer = build_optimizer(config, steps_per_epoch=10)
+    kernel, bias = (weight.astype(np.float64) for weight in model.get_weights())
+    velocity = [0.0, 0.0]
+    rng = np.random.default_rng(2)
+    for _ in range(2):
+        gradients = [rng.normal(size=kernel.shape), rng.normal(size=bias.shape)]
+        optimizer.apply_gradients(
+            [(tf.constant(g, tf.float32), v) for g, v in zip(gradients, model.trainable_variables, strict=True)]
+        )
+        norm = np.sqrt(sum((gradient**2).sum() for gradient in gradients))
+        assert norm > 0.5
+        scale = clip_norm / norm if clip_norm else 1.0
+        velocity[0] = 0.6 * velocity[0] + 0.1 * (scale * gradients[0] + 0.2 * kernel)
+        velocity[1] = 0.6 * velocity[1] + 0.1 * 2 * scale * gradients[1]
+        kernel, bias = kernel - velocity[0], bias - velocity[1]
+    np.testing.assert_allclose(model.get_weights()[0], kernel, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model.get_weights()[1], bias, rtol=1e-5, atol=1e-6)
+
+
+def test_adam_of_a_recipe_clips():
+    assert build_optimizer(TrainConfig(optimizer="adam", clip_norm=0.5), steps_per_epoch=10).global_clipnorm == 0.5
+    assert build_optimizer(TrainConfig(optimizer="adam"), steps_per_epoch=10).global_clipnorm is None
+
+
 def test_caffe_sgd_survives_its_config():
     optimizer = CaffeSGD(0.02, momentum=0.8, l2_decay=0.3)
     again = CaffeSGD.from_config(optimizer.get_config())

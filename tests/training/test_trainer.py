@@ -1,14 +1,24 @@
 import csv
+import inspect
 import json
+import random
 import shutil
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow import keras
 
-from refinedet_tf.config import load_config
+from refinedet_tf.config import AugmentationConfig, load_config
 from refinedet_tf.data.readers.voc import read_voc
 from refinedet_tf.errors import DataError, TrainingError, WeightFileError
 from refinedet_tf.evaluation.evaluator import evaluate
+from refinedet_tf.ops.resizing import Resizing
+from refinedet_tf.training import run as run_module
+from refinedet_tf.training import trainer
+from refinedet_tf.training.checkpoints import Progress
+from refinedet_tf.training.report import best_evaluation
 from refinedet_tf.training.run import Run
 from refinedet_tf.training.trainer import train
 from refinedet_tf.weights import load_model
@@ -67,9 +77,109 @@ def test_what_cannot_work_is_refused_before_anything_is_written(
     assert not work_dir.exists()
 
 
-@pytest.mark.parametrize("rule", ["per_replica", "global"])
-def test_the_rule_that_counts_positives_reaches_the_loss(tiny_recipe, shapes_dir, rule):
-    config = load_config(tiny_recipe, [f"train.normalize_positives={rule}", "model.negative_ratio=2.0"])
+CHANGES = [
+    "model.resize=letterbox",
+    "model.negative_ratio=2.0",
+    "data.max_boxes=7",
+    "data.augmentation.photometric=false",
+    "data.augmentation.random_interpolation=false",
+    "evaluation.protocol=paper",
+    "train.epochs=5",
+    "train.evaluate_every=2",
+    "train.seed=11",
+    "train.precision=mixed_bfloat16",
+    "train.normalize_positives=global",
+]
+
+
+class Calls:
+    """Notes what a function is called with, and calls it."""
+
+    def __init__(self, patch, name):
+        self.function, self.given = getattr(run_module, name), []
+        self.signature = inspect.signature(self.function)
+        patch.setattr(run_module, name, self)
+
+    def __call__(self, *args, **kwargs):
+        self.given.append(self.signature.bind(*args, **kwargs).arguments)
+        return self.function(*args, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def wired(tiny_recipe, shapes_dir):
+    """A run of a recipe with other settings than the defaults, and what it has handed on."""
+    config = load_config(tiny_recipe, CHANGES)
     examples = read_voc(shapes_dir, ["train"], config.model.classes)
-    loss = Run(config, examples, examples, tf.distribute.get_strategy()).model.loss_function
-    assert (loss.normalize_positives, loss.negative_ratio) == (rule, 2.0)
+    with pytest.MonkeyPatch.context() as patch:
+        calls = {name: Calls(patch, name) for name in ("training_pipeline", "build_optimizer", "build_schedule")}
+        run = Run(config, examples, examples, tf.distribute.get_strategy())
+    return run, {name: call.given for name, call in calls.items()}
+
+
+def test_the_recipe_reaches_the_data_and_the_model(wired):
+    run, calls = wired
+    (given,) = calls["training_pipeline"]
+    assert given["resizing"] == Resizing(64, 64, "letterbox")
+    assert (given["batch_size"], given["max_boxes"], given["seed"], given["cache"]) == (4, 7, 11, False)
+    assert given["augmentation"] == AugmentationConfig(photometric=False, random_interpolation=False)
+    loss = run.model.loss_function
+    assert (loss.normalize_positives, loss.negative_ratio) == ("global", 2.0)
+
+
+def test_layers_have_the_precision_of_the_recipe_and_the_global_policy_comes_back(wired):
+    layer = wired[0].model.get_layer("P3_pointwise")
+    assert (layer.compute_dtype, layer.variable_dtype) == ("bfloat16", "float32")
+    assert keras.mixed_precision.global_policy().name == "float32"
+
+
+def test_the_schedule_counts_batches(wired):
+    _, calls = wired
+    assert [given["steps_per_epoch"] for name in ("build_optimizer", "build_schedule") for given in calls[name]] == [
+        2,
+        2,
+    ]
+
+
+def test_evaluations_come_every_so_many_epochs_and_after_the_last(wired, monkeypatch):
+    run, _ = wired
+    assert [epoch for epoch in range(6) if run._is_evaluated(epoch)] == [2, 4, 5]
+    given = {}
+    monkeypatch.setattr(run_module, "evaluate", lambda model, data, **settings: given.update(settings))
+    run._evaluate()
+    assert given == {"batch_size": 4, "protocol": "paper"}
+
+
+@pytest.mark.parametrize(
+    "values, best", [([0.3, 0.2, 0.1], 1), ([0.1, 0.2, 0.3], 3), ([None, 0.0, 0.0], 2), ([0.2, None, 0.1], 1)]
+)
+def test_the_best_model_is_the_first_with_the_highest_precision(wired, values, best):
+    run, _ = wired
+    written = []
+    folder = SimpleNamespace(
+        write_history=lambda progress: None, write_models=lambda model, *, best: written.append(best)
+    )
+    evaluations = [{"epoch": epoch, "val_ap": value} for epoch, value in enumerate(values, start=1)]
+    assert best_evaluation(evaluations)["epoch"] == best
+    for count in (1, 2, 3):
+        run._write_results(Progress(epoch=count, evaluations=evaluations[:count]), folder)
+    assert [epoch for epoch in (1, 2, 3) if written[epoch - 1]][-1] == best
+
+
+def test_everything_random_follows_from_the_seed_and_random_states_come_back(
+    tiny_recipe, shapes_dir, tmp_path, monkeypatch
+):
+    drawn = []
+
+    def note(*_):
+        initial = keras.initializers.GlorotUniform()((4,)).numpy().tolist()
+        drawn.append((initial, tf.random.uniform([2]).numpy().tolist(), random.random(), np.random.random()))
+        raise InterruptedError
+
+    monkeypatch.setattr(trainer, "Run", note)
+    for seed in (3, 4, 3):
+        before = random.getstate(), np.random.get_state()[1].tolist()
+        with pytest.raises(InterruptedError):
+            train(load_config(tiny_recipe, [f"train.seed={seed}"]), shapes_dir, tmp_path)
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    assert drawn[0] == drawn[2]
+    assert all(one != other for one, other in zip(drawn[0], drawn[1], strict=True))

@@ -149,11 +149,17 @@ def test_a_class_map_file_says_what_becomes_what(saved, tiny_model, renamed_mode
         ("nowhere.yaml", "no class map '.*nowhere.yaml'; shipped with the library: coco_to_voc"),
         ("list.yaml", "must map class names"),
         ("broken.yaml", "not a readable class map"),
+        ("bomb.yaml", "not a readable class map: aliases are not supported"),
+        ("deep.yaml", "not a readable class map: it nests too deeply"),
+        ("date.yaml", "not a readable class map: month must be in"),
     ],
 )
 def test_unusable_class_maps_are_refused(class_map, message, saved, renamed_model, tmp_path):
     (tmp_path / "list.yaml").write_text("[star, moon]")
     (tmp_path / "broken.yaml").write_text("{star: [")
+    (tmp_path / "bomb.yaml").write_text("star: &a [x, x]\nmoon: [*a, *a]")
+    (tmp_path / "deep.yaml").write_text("star: " + "[" * 3000)
+    (tmp_path / "date.yaml").write_text("star: 2001-99-99")
     before = values(renamed_model)
     if isinstance(class_map, str):
         class_map = tmp_path / class_map

@@ -2,9 +2,11 @@
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
+import time
 import zipfile
 
 import h5py
@@ -171,6 +173,45 @@ def test_what_unpacks_to_more_than_the_model_can_need_is_refused_before(saved, o
                 continue
             with pytest.raises(WeightFileError, match=message):
                 load(path)
+
+
+MANY_BLOCKS = {
+    "name": "keras_cv",
+    "alpha": 1.0,
+    "preset_or_class": "ResNetBackbone",
+    "arguments": {
+        "stackwise_filters": [64, 128, 256, 512],
+        "stackwise_blocks": [10**9, 2, 2, 2],
+        "stackwise_strides": [1, 2, 2, 2],
+        "include_rescaling": False,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"width": 200_000}, "more weights than the"),
+        ({"backbone": {"name": "mobilenet_v1", "alpha": 1000.0}}, "more weights than the"),
+        ({"backbone": {"name": "resnet101", "alpha": 1.0}}, "more weights than the"),
+        ({"backbone": MANY_BLOCKS}, "more weights than the"),
+        ({"classes": [f"class {index}" for index in range(30_000)]}, "more weights than the"),
+        ({"input_size": [64_000, 64_000]}, "at most 8192 pixels a side"),
+    ],
+)
+def test_a_network_larger_than_the_file_is_not_built(changes, message, saved, tmp_path):
+    def change(config):
+        settings = config["config"]["config"]
+        settings.update({**changes, "backbone": {**settings["backbone"], **changes.get("backbone", {})}})
+
+    path = rewrite(saved, tmp_path / "m.keras", change)
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    add_weight = keras.layers.Layer.add_weight
+    with pytest.raises(WeightFileError, match=rf"m\.keras is not a model that can be opened.*{message}"):
+        load_model(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # kB
+    assert time.monotonic() - started < 20
+    assert keras.layers.Layer.add_weight is add_weight
 
 
 def test_a_flipped_bit_in_the_weights_is_found(saved, tmp_path):

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-import yaml
 
+from refinedet_tf.config.recipes import load_yaml
 from refinedet_tf.data.examples import Defect, ExampleSet
 from refinedet_tf.data.readers.annotations import (
     AnnotatedObject,
@@ -83,8 +83,8 @@ def _read_settings(root: Path) -> tuple[dict[str, Any], list[str], str]:
     for path in (root / name for name in YAML_FILES):
         if path.is_file():
             try:
-                settings = yaml.safe_load(path.read_bytes())
-            except (yaml.YAMLError, ValueError, RecursionError) as error:
+                settings = load_yaml(path.read_bytes())
+            except ValueError as error:
                 raise DataError(f"{path} is not readable YAML: {str(error).splitlines()[0]}") from error
             names = settings.get("names") if isinstance(settings, dict) else None
             return settings, _check_names(names, path), str(path)

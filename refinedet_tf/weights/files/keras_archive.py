@@ -3,6 +3,7 @@
 import json
 import os
 import zipfile
+from dataclasses import dataclass
 from typing import Any
 
 import h5py
@@ -11,6 +12,21 @@ from refinedet_tf.errors import WeightFileError
 from refinedet_tf.weights.files.hdf5_probe import check_datasets
 
 MAX_CONFIG_BYTES = 2**20  # of config.json; a RefineDet's has some thousand bytes
+
+
+@dataclass(frozen=True)
+class KerasArchive:
+    """What a .keras file holds.
+
+    Attributes:
+        config: the content of config.json.
+        arrays: number of arrays of weights, those of the optimizer included.
+        numbers: how many numbers these have in all.
+    """
+
+    config: dict[str, Any]
+    arrays: int
+    numbers: int
 
 
 def is_keras_archive(path: str | os.PathLike) -> bool:
@@ -22,17 +38,14 @@ def is_keras_archive(path: str | os.PathLike) -> bool:
         return False
 
 
-def read_config(path: str | os.PathLike) -> dict[str, Any]:
-    """Checks a .keras file and reads its configuration.
+def read_archive(path: str | os.PathLike) -> KerasArchive:
+    """Checks a .keras file and reads its configuration and the sizes of its weights.
 
     Keras compresses neither archives nor datasets, so a file that claims to unpack to more than its own size is refused
     before anything is unpacked.
 
     Args:
         path: the file. Keras takes a file without the ending .keras for HDF5, in which Keras 2 executes Python code.
-
-    Returns:
-        The content of config.json.
 
     Raises:
         WeightFileError: the file has another ending, is damaged, or claims to hold more than it can.
@@ -49,10 +62,10 @@ def read_config(path: str | os.PathLike) -> dict[str, Any]:
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} in it is damaged")
             with archive.open("model.weights.h5") as weights, h5py.File(weights, "r") as file:
-                check_datasets(file, size)
+                sizes = [dataset.size for dataset in check_datasets(file, size)]
             config = json.loads(archive.read("config.json"))
         if not isinstance(config, dict):
             raise ValueError("its config.json holds no configuration")
-        return config
+        return KerasArchive(config, len(sizes), sum(sizes))
     except Exception as error:  # zipfile, zlib, h5py and json raise many kinds of errors over damaged files
         raise WeightFileError(f"{os.fspath(path)} is not a model that can be opened: {error}") from error

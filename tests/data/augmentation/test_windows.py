@@ -108,7 +108,9 @@ def test_crop_is_that_of_a_slow_implementation_on_the_same_numbers(count):
 
 
 def test_trials_have_the_scales_and_ratios_of_the_paper():
-    crops = np.concatenate([draw_crops(seed).numpy().reshape(-1, 4) for seed in seeds(20)])
+    crops = np.stack([draw_crops(seed).numpy() for seed in seeds(20)])
+    assert crops.shape[1:3] == (6, 50)  # SSD's samplers with a bound, and their max_trials
+    crops = crops.reshape(-1, 4)
     width, height = crops[:, 2] - crops[:, 0], crops[:, 3] - crops[:, 1]
     assert crops.min() > -1e-6 and crops.max() < 1 + 1e-6  # float32 rounding
     scale, ratio = np.sqrt(width * height), width / height

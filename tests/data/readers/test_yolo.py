@@ -107,6 +107,7 @@ def test_every_defect_is_named_and_the_rest_survives(tmp_path):
         ("names: [cat, cat]", "several classes of one name"),
         ("names: [cat]", r"no split train.*Folders there: other\. Without splits, set data\.split"),
         ("[" * 3000, "data.yaml is not readable YAML"),
+        ("names: [cat]\ntrain: &a [x, x]\nval: [*a, *a]", "data.yaml is not readable YAML: aliases are not supported"),
     ],
 )
 def test_what_is_no_data_set_is_named(tmp_path, yaml, message):
