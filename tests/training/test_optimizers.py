@@ -60,6 +60,13 @@ def test_adam_of_a_recipe_clips():
     assert build_optimizer(TrainConfig(optimizer="adam"), steps_per_epoch=10).global_clipnorm is None
 
 
+def test_caffe_sgd_has_the_settings_of_the_released_solvers():
+    config = CaffeSGD().get_config()
+    assert [float(config[name]) for name in ("learning_rate", "momentum", "l2_decay")] == pytest.approx(
+        [1e-3, 0.9, 5e-4]
+    )
+
+
 def test_caffe_sgd_survives_its_config():
     optimizer = CaffeSGD(0.02, momentum=0.8, l2_decay=0.3)
     again = CaffeSGD.from_config(optimizer.get_config())

@@ -1,6 +1,8 @@
 """The report: what it holds, that it is self-contained, and images made worse."""
 
+import base64
 import dataclasses
+import io
 import json
 import re
 
@@ -9,6 +11,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
+from refinedet_tf.evaluation.analysis import figures
 from refinedet_tf.evaluation.analysis.analysis import analyze
 from refinedet_tf.evaluation.analysis.report import write_report
 from refinedet_tf.evaluation.evaluator import evaluate
@@ -74,6 +77,38 @@ def test_the_page_needs_nothing_else(report):
         assert each.reason in text and each.image_id in text
     assert "blur, 1 pixel" in text
     assert analysis.worst[0].badness >= analysis.worst[-1].badness
+
+
+def test_the_picture_of_an_image_has_its_own_errors(report, monkeypatch):
+    analysis, data, log, _ = report
+    drawn = []
+    monkeypatch.setattr(figures, "_picture", lambda image, *parts: drawn.append(parts))
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    for index, example in enumerate(data.examples):
+        figures.error_picture(image, analysis, index)
+        boxes, texts, _, dashed = drawn[-1]
+        # An object that is found at a wrong place or with a wrong class is not found.
+        lost = [
+            number for kind, at, number in log if at == index and kind in ("missed", "localization", "classification")
+        ]
+        found = [(box, text) for box, text, is_lost in zip(boxes, texts, dashed, strict=True) if is_lost]
+        np.testing.assert_allclose([box for box, _ in found], example.boxes[lost].reshape(-1, 4) * SIZE, rtol=1e-5)
+        assert [text for _, text in found] == [f"not found: {data.classes[example.classes[number]]}" for number in lost]
+        scores = analysis.result.detections[index].scores
+        assert len(boxes) - len(lost) == (scores > 0.5).sum()
+
+
+def test_a_suspicion_is_shown_with_what_is_around_it():
+    image = np.random.default_rng(0).integers(0, 255, (100, 200, 3)).astype(np.uint8)
+    for box, size in (
+        ([80, 40, 100, 50], (60 + 1, 50 + 1)),  # a margin of 20, the larger side
+        ([80, 40, 90, 45], (50 + 1, 45 + 1)),  # a margin of 20, a tenth of the image
+        ([0, 0, 30, 30], (60 + 1, 60 + 1)),
+        ([150, 60, 200, 100], (100, 90)),
+    ):
+        url = figures.suspicion_picture(image, box, is_label=True)
+        picture = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+        assert picture.size == tuple(max(1, round(side * 240 / max(size))) for side in size), box
 
 
 def test_thresholds_given_decide_on_what_is_shown(report):
