@@ -29,6 +29,12 @@ def results(tiny_model, exported, images):
     return verify(tiny_model, [exported], images)
 
 
+def test_without_labeled_images_some_are_drawn_of_both_orientations():
+    drawn = verification._compared_images([])
+    assert [image.shape for image in drawn] == [(240, 320, 3), (320, 240, 3)] * (verification.COMPARED_IMAGES // 2)
+    assert len({image.tobytes() for image in drawn}) == verification.COMPARED_IMAGES
+
+
 def test_every_signature_agrees_with_the_model(results):
     signatures = ("serving_default", "serving_bytes", "serving_raw", "serving_tunable")
     assert [result.form for result in results] == ["model", *(f"saved_model {name}" for name in signatures)]

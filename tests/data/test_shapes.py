@@ -114,6 +114,14 @@ def test_the_command_draws_what_its_flags_say(tmp_path):
     assert files(output) == files(tmp_path / "expected")
 
 
+def test_by_default_400_images_are_drawn_to_train_on_and_100_to_evaluate_on(tmp_path):
+    shapes.draw_shapes(tmp_path / "drawn", image_size=(16, 16))
+    lists = [(tmp_path / f"drawn/ImageSets/Main/{name}.txt").read_text().split() for name in ("train", "val")]
+    assert [len(names) for names in lists] == [400, 100]
+    text = " ".join(draw_shapes("--help").stdout.split())
+    assert "in the split train. Default: 400." in text and "in the split val. Default: 100." in text
+
+
 def test_the_command_fails_with_one_line(tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     result = draw_shapes(f"--output_dir={tmp_path}")
