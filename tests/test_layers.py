@@ -74,6 +74,12 @@ def test_preprocessing_stays_float32_under_a_half_precision_policy():
     np.testing.assert_array_equal(layer(pixels), pixels - np.float32([104, 117, 123]))
 
 
+def test_zero_offsets_are_four_for_each_anchor():
+    layer = layers.ZeroOffsets()
+    np.testing.assert_array_equal(layer(tf.ones([2, 7, 3])), np.zeros([2, 7, 4]))
+    assert tuple(layer.compute_output_shape((None, 7, 3))) == (None, 7, 4)
+
+
 def test_unknown_preprocessing_names_the_known_ones():
     with pytest.raises(ValueError, match="caffe, tf, torch, lite, none, not 'BGR'"):
         layers.Preprocessing("BGR")

@@ -3,7 +3,7 @@ import pytest
 
 from refinedet_tf.config import load_config
 from refinedet_tf.errors import DataError
-from refinedet_tf.training.new_recipe import PAPER_SIZES, coverage, fit_anchors, new_recipe
+from refinedet_tf.training.new_recipe import PAPER_SIZES, _nearest_overlap, coverage, fit_anchors, new_recipe
 
 
 def random_boxes(rng, side, ratio, count=300):
@@ -19,6 +19,25 @@ def test_anchors_reach_boxes_that_the_papers_do_not():
     boxes = np.concatenate([random_boxes(rng, side, ratio) for side, ratio in ((20, 0.75), (48, 1.0), (180, 1.5))])
     assert coverage(boxes, 320, PAPER_SIZES) < 0.95
     assert coverage(boxes, 320, fit_anchors(boxes, 320)) >= 0.95
+
+
+@pytest.mark.parametrize("stride, side", [(8, 32), (64, 24)])
+def test_the_overlap_is_that_with_the_three_anchors_of_the_nearest_cell(stride, side):
+    rng = np.random.default_rng(1)
+    corners = rng.uniform(0, 300, (60, 2))
+    boxes = np.concatenate([corners, np.minimum(corners + rng.uniform(1, 60, (60, 2)), 320)], axis=1)
+    expected = []
+    for left, top, right, bottom in boxes:
+        x, y = ((value // stride + 0.5) * stride for value in ((left + right) / 2, (top + bottom) / 2))
+        overlaps = []
+        for ratio in (1, 2, 0.5):
+            width, height = side * ratio**0.5, side / ratio**0.5
+            columns = max(min(right, x + width / 2) - max(left, x - width / 2), 0)
+            rows = max(min(bottom, y + height / 2) - max(top, y - height / 2), 0)
+            overlaps.append(columns * rows / ((right - left) * (bottom - top) + side**2 - columns * rows))
+        expected.append(max(overlaps))
+    assert (min(expected) == 0) == (stride == 64)
+    np.testing.assert_allclose(_nearest_overlap(boxes, stride, side, 320), expected, atol=1e-9)
 
 
 def test_the_papers_anchors_stay_where_they_reach():
