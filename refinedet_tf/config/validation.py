@@ -1,6 +1,7 @@
 """Checks values of a recipe beyond their types."""
 
 import itertools
+from collections import Counter
 from typing import Any
 
 from refinedet_tf.config.schema import (
@@ -98,7 +99,7 @@ def validate_model(model: ModelConfig) -> None:
     """
     _check(len(model.classes) > 0, "model.classes", model.classes, "name at least one class")
     _check(all(isinstance(name, str) for name in model.classes), "model.classes", model.classes, "must be names")
-    repeated = sorted({name for name in model.classes if model.classes.count(name) > 1})
+    repeated = sorted(name for name, count in Counter(model.classes).items() if count > 1)
     _check(not repeated, "model.classes", model.classes, f"repeats {', '.join(repeated)}")
     sizes = list(model.input_size)
     multiples = len(sizes) == 2 and all(side > 0 and side % 64 == 0 for side in sizes)

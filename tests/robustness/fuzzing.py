@@ -310,12 +310,12 @@ def run_tflite(folder: Path, content: bytes) -> None:
 
 TARGETS = {
     "pictures": Target(pictures, read_picture),
-    "pictures in a graph": Target(pictures, decode_picture),
-    "VOC": Target(voc, read_voc),
+    "pictures in a graph": Target(pictures, decode_picture, share=0.5),
+    "VOC": Target(voc, read_voc, share=0.5),
     "COCO": Target(coco, read_coco),
     "detections": Target(detections, read_detections),
     "YOLO": Target(yolo, read_yolo),
-    "TFRecord": Target(records, read_records),
+    "TFRecord": Target(records, read_records, share=0.3),
     "recipe": Target(recipe, read_recipe),
     "class map": Target(lambda folder: [b"{cat: 8, dog: 12}\n"], read_class_map),
     "npz": Target(lambda folder: [written(lambda path: np.savez(path.open("wb"), **arrays()), folder)], read_npz),

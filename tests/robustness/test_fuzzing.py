@@ -15,7 +15,10 @@ def test_damaged_files_are_read_or_refused_in_words(name, tmp_path):
     refused = []
 
     @hypothesis.settings(
-        max_examples=200, deadline=None, database=None, suppress_health_check=list(hypothesis.HealthCheck)
+        max_examples=round(200 * target.share),
+        deadline=None,
+        database=None,
+        suppress_health_check=list(hypothesis.HealthCheck),
     )
     @hypothesis.given(st.data())
     def read(data):

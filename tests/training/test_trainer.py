@@ -81,8 +81,7 @@ CHANGES = [
     "model.resize=letterbox",
     "model.negative_ratio=2.0",
     "data.max_boxes=7",
-    "data.augmentation.photometric=false",
-    "data.augmentation.random_interpolation=false",
+    "data.augmentation={photometric: false, expand_max_ratio: 1.0, random_crop: false, random_interpolation: false}",
     "evaluation.protocol=paper",
     "train.epochs=5",
     "train.evaluate_every=2",
@@ -121,7 +120,9 @@ def test_the_recipe_reaches_the_data_and_the_model(wired):
     (given,) = calls["training_pipeline"]
     assert given["resizing"] == Resizing(64, 64, "letterbox")
     assert (given["batch_size"], given["max_boxes"], given["seed"], given["cache"]) == (4, 7, 11, False)
-    assert given["augmentation"] == AugmentationConfig(photometric=False, random_interpolation=False)
+    assert given["augmentation"] == AugmentationConfig(
+        photometric=False, expand_max_ratio=1.0, random_crop=False, random_interpolation=False
+    )
     loss = run.model.loss_function
     assert (loss.normalize_positives, loss.negative_ratio) == ("global", 2.0)
 
@@ -176,6 +177,8 @@ def test_everything_random_follows_from_the_seed_and_random_states_come_back(
         raise InterruptedError
 
     monkeypatch.setattr(trainer, "Run", note)
+    data = trainer.read_training_data(load_config(tiny_recipe), shapes_dir, tmp_path)
+    monkeypatch.setattr(trainer, "read_training_data", lambda *_: data)
     for seed in (3, 4, 3):
         before = random.getstate(), np.random.get_state()[1].tolist()
         with pytest.raises(InterruptedError):
