@@ -10,6 +10,7 @@ from refinedet_tf.data.readers import read_data, read_training_data, write_split
 from refinedet_tf.data.splitting import select_listed, split_examples, write_list
 from refinedet_tf.errors import DataError
 from tests.data.conftest import voc_object
+from tests.data.test_round_trip import write_coco, write_yolo
 
 CAT, DOG = voc_object("cat", (5, 5, 25, 25)), voc_object("dog", (20, 10, 40, 30))
 
@@ -112,6 +113,22 @@ def test_photos_with_their_xml_files_beside_them_need_no_layout(photos):
     train, val, _ = read_training_data(config(split=SplitConfig(0.2)), flat, flat / "none")
     assert sorted(ids(train) + ids(val)) == [*"01234", *(f"sub/{index}" for index in range(5, 10))]
     assert not train.defects
+
+
+def test_text_files_beside_photos_and_one_coco_json_are_divided_too(photos, tmp_path):
+    whole = read_data(config(split=SplitConfig(0.3)), photos.root, ["train", "val"])
+    write_yolo(whole, tmp_path / "yolo")
+    write_coco(whole, tmp_path / "coco")
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for path in [*(tmp_path / "yolo/images").iterdir(), *(tmp_path / "yolo/labels").iterdir()]:
+        path.rename(flat / path.name)
+    (flat / "classes.txt").write_text("cat\ndog\n")
+    coco = {"annotations": "result.json", "images": "images"}
+    for root, data in ((flat, {"format": "yolo"}), (tmp_path / "coco", {"format": "coco", **coco})):
+        train, val, _ = read_training_data(config(split=SplitConfig(0.3), **data), root, tmp_path / "none")
+        assert len(val) == 3 and len({*ids(train), *ids(val)}) == 10 and not train.defects
+        assert sum(1 in each.classes for each in val.examples) == 1  # of the three photos with dogs
 
 
 def test_without_a_split_the_layout_says_how_to_get_one(photos):
