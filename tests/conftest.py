@@ -1,6 +1,7 @@
 """One small model for all tests that need any: building graphs is what costs time here."""
 
 import dataclasses
+import fcntl
 import os
 import subprocess
 import sys
@@ -21,6 +22,27 @@ PROJECT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """Makes files and folders that are used by many tests once, also if pytest runs several processes.
+
+    `shared(name, make)` returns a path below which `make(path)` has written. Nobody changes it afterwards.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the folder above is that of all processes
+        folder = folder.parent
+
+    def path(name, make):
+        with open(folder / f"{name}.lock", "a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not lock.tell():
+                make(folder / name)
+                lock.write("made")
+        return folder / name
+
+    return path
+
+
+@pytest.fixture(scope="session")
 def tiny_config():
     """MobileNet 0.25 at 64 x 128: 510 anchors."""
     return ModelConfig(
@@ -35,7 +57,7 @@ def tiny_config():
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tiny_config):
+def tiny_model(tiny_config, shared):
     """Random weights, shared by all tests: call it, do not train it and do not compile it.
 
     Its batch normalisation has the statistics of some images: with those of a fresh model, the predictions of
@@ -44,23 +66,27 @@ def tiny_model(tiny_config):
     """
     keras.utils.set_random_seed(1)
     model = RefineDet(tiny_config)
-    normalizations = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    for layer in normalizations:
-        layer.momentum = 0.0
-    model(coarse_noise(np.random.default_rng(6), 16), training=True)
-    for layer in normalizations:
-        layer.momentum = 0.99
-        variance = layer.moving_variance.numpy()
-        layer.moving_variance.assign(variance + 0.5 * variance.mean())
+
+    def gather_statistics(path):
+        normalizations = [layer for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)]
+        for layer in normalizations:
+            layer.momentum = 0.0
+        model(coarse_noise(np.random.default_rng(6), 16), training=True)
+        for layer in normalizations:
+            layer.momentum = 0.99
+            variance = layer.moving_variance.numpy()
+            layer.moving_variance.assign(variance + 0.5 * variance.mean())
+        np.savez(path, *model.get_weights())
+
+    with np.load(shared("tiny_model.npz", gather_statistics)) as weights:
+        model.set_weights([weights[name] for name in weights.files])
     return model
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_model, tmp_path_factory):
+def exported(tiny_model, shared):
     """A SavedModel of it."""
-    path = tmp_path_factory.mktemp("export") / "saved_model"
-    tiny_model.export(path)
-    return path
+    return shared("saved_model", tiny_model.export)
 
 
 CUT = DetectionConfig(pre_suppression_top_k=200, iou_threshold=0.8)
@@ -74,14 +100,11 @@ def cut_model(tiny_model, monkeypatch):
 
 
 @pytest.fixture(scope="session")
-def tflite_files(tiny_model, tmp_path_factory):
-    """Converts `cut_model` on demand, each kind once: from quantisation, postprocessing and input type to a file."""
-    folder, known = tmp_path_factory.mktemp("tflite"), {}
+def tflite_files(tiny_model, shared):
+    """Converts `cut_model` on demand, each kind once: from quantization, postprocessing and input type to a file."""
 
     def file(quantize, postprocess, input_type):
-        name = f"{quantize}_{postprocess}_{input_type}.tflite"
-        if name not in known:
-            known[name] = folder / name
+        def convert(path):
             images = coarse_noise(np.random.default_rng(8), 16) if quantize == "int8" else ()
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(tiny_model, "config", dataclasses.replace(tiny_model.config, detection=CUT))
@@ -92,8 +115,9 @@ def tflite_files(tiny_model, tmp_path_factory):
                     input_type=input_type,
                     calibration_images=images,
                 )
-            known[name].write_bytes(content)
-        return known[name]
+            path.write_bytes(content)
+
+        return shared(f"{quantize}_{postprocess}_{input_type}.tflite", convert)
 
     return file
 
@@ -135,31 +159,25 @@ train: {epochs: 2, batch_size: 4, optimizer: adam, schedule: cosine, evaluate_ev
 
 
 @pytest.fixture(scope="session")
-def shapes_dir(tmp_path_factory):
+def shapes_dir(shared):
     """A data set that trains in seconds."""
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    draw_shapes(folder, {"train": 8, "val": 4}, image_size=(128, 128))
-    return folder
+    return shared("shapes", lambda folder: draw_shapes(folder, {"train": 8, "val": 4}, image_size=(128, 128)))
 
 
 @pytest.fixture(scope="session")
-def tiny_recipe(tmp_path_factory):
+def tiny_recipe(shared):
     """The recipe file that goes with it."""
-    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
-    path.write_text(RECIPE)
-    return path
+    return shared("tiny.yaml", lambda path: path.write_text(RECIPE))
 
 
 @pytest.fixture(scope="session")
-def finished_run(shapes_dir, tiny_recipe, tmp_path_factory):
-    """The work folder of a training that `train.py` has just finished in another process."""
-    work_dir = tmp_path_factory.mktemp("work") / "run"
-    command = [sys.executable, "train.py", f"--config={tiny_recipe}", f"--data_dir={shapes_dir}"]
-    result = subprocess.run(
-        [*command, f"--work_dir={work_dir}", "--set=train.epochs=1"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    return work_dir
+def finished_run(shapes_dir, tiny_recipe, shared):
+    """The work folder of a training that `train.py` has finished in another process."""
+
+    def train(work_dir):
+        command = [sys.executable, "train.py", f"--config={tiny_recipe}", f"--data_dir={shapes_dir}"]
+        command += [f"--work_dir={work_dir}", "--set=train.epochs=1"]
+        result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+
+    return shared("finished_run", train)

@@ -1,12 +1,8 @@
 """The documentation: commands name real flags, links lead somewhere, the API page is complete, the tutorial runs."""
 
 import importlib
-import os
 import re
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import nbformat
 import pytest
@@ -14,6 +10,7 @@ from absl import flags
 from nbclient import NotebookClient
 
 from refinedet_tf.cli import main
+from tests.commands import run_lines
 from tests.conftest import PROJECT
 from tests.weights.caffe_writer import write_caffemodel
 from tests.weights.random_nets import random_vgg16
@@ -44,16 +41,12 @@ def test_commands_have_known_flags_and_the_required_ones(page, arguments, monkey
     assert values([name, *given]) == [name], "nothing is left over"
 
 
-def test_weights_of_the_authors_are_imported(tmp_path):
+def test_weights_of_the_authors_are_imported(tmp_path, monkeypatch):
     page = (PROJECT / "docs/weights.md").read_text(encoding="utf-8")
     (command,) = [text for text in re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL) if ".caffemodel" in text]
     write_caffemodel(tmp_path / re.search(r"--weights=(\S+)", command)[1], random_vgg16(0, 21))
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run(
-        ["bash", "-c", command], cwd=tmp_path, env={**os.environ, "PATH": path}, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr[-2000:]
-    assert "loaded: 98 of 98 variables, from 50 of 50 layers of the file" in result.stdout
+    monkeypatch.chdir(tmp_path)
+    assert "loaded: 98 of 98 variables, from 50 of 50 layers of the file" in run_lines(command)
     assert (tmp_path / "model.keras").exists()
 
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from refinedet_tf.config import list_recipes, load_config
+from tests.commands import run_lines, without_graphs
 from tests.conftest import PROJECT
 
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
@@ -36,28 +37,28 @@ def checkout(shapes_dir, tmp_path_factory):
     return root
 
 
-def run(checkout, *command):
-    # Commands say `python`; it is the one that runs this test.
+def test_the_five_lines_train_on_photos_of_ones_own(checkout, tiny_recipe, monkeypatch):
+    recipe, train, *others = block("bash", "new-recipe").strip().splitlines()
+    # The first line in a shell and a process of its own. Commands lie beside the Python that runs this test.
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run(command, cwd=checkout, env={**os.environ, "PATH": path}, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
-    return result.stdout
-
-
-def test_the_five_lines_train_on_photos_of_ones_own(checkout, tiny_recipe):
-    recipe, *lines = block("bash", "new-recipe").strip().splitlines()
-    run(checkout, "bash", "-c", recipe)
+    result = subprocess.run(
+        ["bash", "-c", recipe], cwd=checkout, env={**os.environ, "PATH": path}, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
     assert load_config(checkout / "my.yaml").model.classes == ["circle", "square", "star", "triangle"]
     # The same classes in the smallest network, for the time it takes.
     (checkout / "my.yaml").write_text(tiny_recipe.read_text().replace("epochs: 2", "epochs: 1"))
-    for line in lines:
-        run(checkout, "bash", "-c", line)
+    monkeypatch.chdir(checkout)
+    with without_graphs():
+        run_lines(train)
+    run_lines("\n".join(others))
     assert len(list((checkout / "work/mine/pictures").glob("*.jpg"))) == 12
 
 
-def test_the_example_in_python_runs(checkout):
-    output = run(checkout, sys.executable, "-c", block("python", "import refinedet_tf"))
-    assert "loss" in output
+def test_the_example_in_python_runs(checkout, monkeypatch, capsys):
+    monkeypatch.chdir(checkout)
+    exec(compile(block("python", "import refinedet_tf"), "README.md", "exec"), {})
+    assert "loss" in capsys.readouterr().out
 
 
 def expanded(pattern):

@@ -1,4 +1,4 @@
-"""The commands as a user runs them, in processes of their own."""
+"""The commands as a user runs them: each that succeeds once in a process of its own, mistakes in this one."""
 
 import json
 import shutil
@@ -11,6 +11,7 @@ from PIL import Image
 
 from refinedet_tf.visualization import class_color
 from refinedet_tf.weights import load_model
+from tests.commands import refinedet
 from tests.conftest import PROJECT
 
 
@@ -31,8 +32,8 @@ def saved_model(finished_run, tmp_path_factory):
 def test_evaluate_prints_and_writes_the_same_figures_for_every_form(finished_run, saved_model, shapes_dir, tmp_path):
     model = tmp_path / "model.keras"
     shutil.copy(finished_run / "model.keras", model)
-    arguments = ["-m", "refinedet_tf", "evaluate", f"--data_dir={shapes_dir}", "--splits=val"]
-    code, output, error = run(*arguments, f"--model={model}", f"--json={tmp_path / 'one.json'}",
+    arguments = ["evaluate", f"--data_dir={shapes_dir}", "--splits=val"]
+    code, output, error = run("-m", "refinedet_tf", *arguments, f"--model={model}", f"--json={tmp_path / 'one.json'}",
                               f"--report={tmp_path / 'report'}", f"--coco_results={tmp_path / 'coco.json'}",
                               f"--voc_results={tmp_path / 'voc'}", "--save_thresholds")  # fmt: skip
     assert code == 0, error
@@ -49,8 +50,9 @@ def test_evaluate_prints_and_writes_the_same_figures_for_every_form(finished_run
 
     # The detections, once made, are as good as the model; the export differs by rounding.
     found = tmp_path / "coco.json"
-    code, output, error = run(*arguments, f"--model={saved_model}", f"--detections={found}",
-                              f"--json={tmp_path / 'two.json'}")  # fmt: skip
+    code, output, error = refinedet(
+        *arguments, f"--model={saved_model}", f"--detections={found}", f"--json={tmp_path / 'two.json'}"
+    )
     assert code == 0, error
     exported, again = (json.loads((tmp_path / "two.json").read_text())[str(name)] for name in (saved_model, found))
     for name, row in figures["voc"]["classes"].items():
@@ -68,7 +70,7 @@ def test_evaluate_names_what_does_not_go_together(finished_run, shapes_dir):
         (["--detections=x.json", "--save_thresholds"], "needs a .keras --model"),
         ([model, "--protocol=paper", "--robustness"], "--robustness needs a --model and no --protocol"),
     ):
-        code, _, error = run("-m", "refinedet_tf", "evaluate", f"--data_dir={shapes_dir}", *arguments)
+        code, _, error = refinedet("evaluate", f"--data_dir={shapes_dir}", *arguments)
         assert code == 1 and message in error
 
 
@@ -102,8 +104,8 @@ def test_detect_draws_what_it_writes_and_skips_what_it_cannot_read(finished_run,
 
 def test_an_export_never_overwrites(finished_run, saved_model):
     before = sorted(path.name for path in saved_model.iterdir())
-    code, _, error = run("export/savedmodel.py", f"--model={finished_run / 'model.keras'}",
-                         f"--output_dir={saved_model}")  # fmt: skip
+    model = finished_run / "model.keras"
+    code, _, error = refinedet("export-savedmodel", f"--model={model}", f"--output_dir={saved_model}")
     assert code == 1 and "not empty" in error
     assert sorted(path.name for path in saved_model.iterdir()) == before
     assert (saved_model / "assets" / "labels.txt").read_text() == "circle\nsquare\ntriangle\nstar\n"
@@ -112,17 +114,24 @@ def test_an_export_never_overwrites(finished_run, saved_model):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["train.py", "--config=configs/nowhere.yaml", "--data_dir=d", "--work_dir=w"], "configs/nowhere.yaml"),
-        (["train.py", "--config=RECIPE", "--data_dir=d", "--work_dir=w", "--set=train.epoch=3"], "'epochs'"),
-        (["train.py", "--config=RECIPE", "--data_dir=/nowhere", "--work_dir=w"], "/nowhere"),
-        (["-m", "refinedet_tf", "detect", "--model=nowhere.keras", "--input=setup.cfg", "--output_dir=o"], "nowhere"),
-        (["-m", "refinedet_tf", "detect", "--model=m", "--input=configs", "--output_dir=o"], "holds no image"),
-        (["-m", "refinedet_tf", "evaluate", "--model=RECIPE", "--data_dir=d"], "not a model that can be opened"),
-        (["export/savedmodel.py", "--model=RECIPE", "--output_dir=o"], "not a model that can be opened"),
+        (["train", "--config=configs/nowhere.yaml", "--data_dir=d", "--work_dir=w"], "configs/nowhere.yaml"),
+        (["train", "--config=RECIPE", "--data_dir=d", "--work_dir=w", "--set=train.epoch=3"], "'epochs'"),
+        (["train", "--config=RECIPE", "--data_dir=/nowhere", "--work_dir=w"], "/nowhere"),
+        (["detect", "--model=nowhere.keras", "--input=setup.cfg", "--output_dir=o"], "nowhere"),
+        (["detect", "--model=m", "--input=configs", "--output_dir=o"], "holds no image"),
+        (["evaluate", "--model=RECIPE", "--data_dir=d"], "not a model that can be opened"),
+        (["export-savedmodel", "--model=RECIPE", "--output_dir=o"], "not a model that can be opened"),
     ],
 )
-def test_mistakes_are_one_line_that_names_them(tiny_recipe, arguments, message):
-    code, _, error = run(*[str(argument).replace("RECIPE", str(tiny_recipe)) for argument in arguments])
+def test_mistakes_are_one_line_that_names_them(tiny_recipe, monkeypatch, arguments, message):
+    monkeypatch.chdir(PROJECT)
+    code, _, error = refinedet(*[argument.replace("RECIPE", str(tiny_recipe)) for argument in arguments])
     assert code == 1
-    assert error.startswith("error: ") and message in error
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not any((PROJECT / name).exists() for name in "wo")
+
+
+def test_a_mistake_ends_a_process_with_its_line_and_exit_code():
+    code, _, error = run("train.py", "--config=configs/nowhere.yaml", "--data_dir=d", "--work_dir=w")
+    assert code == 1 and error.startswith("error: ") and "configs/nowhere.yaml" in error
+    assert not (PROJECT / "w").exists()

@@ -8,6 +8,7 @@ import pytest
 
 from refinedet_tf.weights import load_model
 from refinedet_tf.weights.assignment import named_variables
+from tests.commands import refinedet
 from tests.conftest import PROJECT
 
 
@@ -44,7 +45,7 @@ def test_mistakes_are_said_and_nothing_is_written(tiny_recipe, weights, tmp_path
         ([f"--weights={weights}", f"--output={output}", "--set=model.width=24"], "does not fit the model"),
         ([f"--weights={weights}", f"--output={tmp_path / 'model.h5'}"], "must end in .keras"),
     ):
-        result = run(f"--config={tiny_recipe}", *arguments)
-        assert result.returncode == 1
-        assert "error: " in result.stderr and message in result.stderr and "Traceback" not in result.stderr
+        code, _, errors = refinedet("import-weights", f"--config={tiny_recipe}", *arguments)
+        assert code == 1
+        assert "error: " in errors and message in errors and "Traceback" not in errors
     assert not list(tmp_path.iterdir())

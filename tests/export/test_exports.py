@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from refinedet_tf.inference.detector import Detector, read_image
+from tests.commands import refinedet
 from tests.conftest import PROJECT
 from tests.serving.test_signatures import png_that_claims
 
@@ -130,6 +131,6 @@ def test_verify_says_what_is_beyond_the_tolerance(tiny_model, exported, tmp_path
 
 def test_an_export_never_overwrites_a_file(finished_run, exported_file):
     before = exported_file.read_bytes()
-    result = run("export/tflite.py", f"--model={finished_run / 'model.keras'}", f"--output={exported_file}")
-    assert result.returncode == 1 and "exists" in result.stderr
+    code, _, error = refinedet("export-tflite", f"--model={finished_run / 'model.keras'}", f"--output={exported_file}")
+    assert code == 1 and "exists" in error
     assert exported_file.read_bytes() == before
