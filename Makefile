@@ -10,6 +10,8 @@ PYTHON_TF215 ?= $(shell for name in python3.11 python3.10 $(PYTHON) python; do $
     'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' 2>/dev/null && echo $$name && break; done)
 VENV_LOWEST := .venv-lowest
 BIN_LOWEST := $(VENV_LOWEST)/bin
+# Files in the order of tests/conftest.py, which starts the longest ones first.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 TESTS ?=
 DEMO := work/demo
 DEMO_IMAGES ?= 1600
@@ -35,13 +37,13 @@ demo: $(VENV)/installed
 	@echo "Look at $(DEMO)/gallery.png and $(DEMO)/run/curves.png; the SavedModel is $(DEMO)/saved_model."
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest $(WORKERS) $(TESTS)
 
 test-tf215: $(VENV_TF215)/installed-test
-	$(BIN_TF215)/python -m pytest -n 2 --dist loadfile $(TESTS)
+	$(BIN_TF215)/python -m pytest $(WORKERS) $(TESTS)
 
 test-lowest: $(VENV_LOWEST)/installed-test
-	$(BIN_LOWEST)/python -m pytest -n 2 --dist loadfile $(TESTS)
+	$(BIN_LOWEST)/python -m pytest $(WORKERS) $(TESTS)
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .

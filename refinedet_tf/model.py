@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -169,6 +169,13 @@ class RefineDet(keras.Model):
         # Metrics need detections.
         with faults_as_data_errors(), self._detecting() if self._user_metrics else contextlib.nullcontext():
             return super().evaluate(x, y, *args, **kwargs)
+
+    def make_train_function(self, force: bool = False) -> Callable:
+        """As in Keras, but creates the optimizer's variables first: inside the graph, they would cost a second trace."""
+        if hasattr(self.optimizer, "build"):  # not those of TensorFlow Addons
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+        return super().make_train_function(force)
 
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:
         """As in Keras, after checking the batch; see `fit`."""

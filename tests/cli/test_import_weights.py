@@ -27,7 +27,8 @@ def weights(tiny_model, tmp_path_factory):
 def test_the_command_saves_a_model_with_mapped_classes(tiny_recipe, tiny_model, weights, tmp_path):
     (tmp_path / "map.yaml").write_text("{circle: 3, triangle: 1}")
     result = run(f"--config={tiny_recipe}", f"--weights={weights}", f"--output={tmp_path / 'model.keras'}",
-                 f"--class_map={tmp_path / 'map.yaml'}", "--set=model.input_size=[128,64]")  # fmt: skip
+                 f"--class_map={tmp_path / 'map.yaml'}", "--set=model.input_size=[128,64]",
+                 "--set=model.separable=true", "--set=model.batch_norm=true")  # fmt: skip
     assert result.returncode == 0, result.stderr
     for line in ("circle <- 3", "triangle <- 1", "star: not in the file, unchanged", "rows mapped by class: 8"):
         assert line in result.stdout
