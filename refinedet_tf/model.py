@@ -171,7 +171,7 @@ class RefineDet(keras.Model):
             return super().evaluate(x, y, *args, **kwargs)
 
     def make_train_function(self, force: bool = False) -> Callable:
-        """As in Keras, but creates the optimizer's variables first: inside the graph, they would cost a second trace."""
+        """As in Keras, but creates the optimizer's variables first: inside the graph they would cost a second trace."""
         if hasattr(self.optimizer, "build"):  # not those of TensorFlow Addons
             with self.distribute_strategy.scope():
                 self.optimizer.build(self.trainable_variables)
