@@ -126,8 +126,8 @@ def test_predict_of_a_model_compiled_with_xla(tiny_config, tiny_model, tiny_imag
     assert model.jit_compile is True
 
 
-def test_fit_under_xla_goes_on_after_a_prediction(tiny_config, tiny_images, targets):
-    model = RefineDet(tiny_config)
+def test_fit_under_xla_goes_on_after_a_prediction(plain_model, tiny_images, targets):
+    model = plain_model
     model.compile("sgd", jit_compile=True)
     predict = keras.callbacks.LambdaCallback(on_epoch_end=lambda *_: model.predict(tiny_images, verbose=0))
     history = model.fit(tiny_images, targets, batch_size=3, epochs=2, callbacks=[predict], verbose=0).history
@@ -285,18 +285,15 @@ def ragged(targets):
     return {name: tf.RaggedTensor.from_row_lengths(value[rows], lengths) for name, value in targets.items()}
 
 
-def test_steps_take_ragged_targets_from_a_dataset_even_without_any_object(
-    tiny_config, tiny_model, tiny_images, targets
-):
+def test_steps_take_ragged_targets_from_a_dataset_even_without_any_object(plain_model, tiny_images, targets):
     """Within a graph the number of boxes is not known; the largest of a batch may be zero."""
     nothing = {name: np.full_like(value, -1) for name, value in targets.items()}
-    model = RefineDet(tiny_config)
-    model.set_weights(tiny_model.get_weights())
+    model = plain_model
     model.compile()
     for given in (targets, nothing):
         dataset = tf.data.Dataset.from_tensors((tiny_images, ragged(given)))
         values = model.evaluate(dataset, verbose=0, return_dict=True)
-        expected = tiny_model.compute_losses(tiny_images, given, training=False)
+        expected = model.compute_losses(tiny_images, given, training=False)
         for name in expected:
             np.testing.assert_allclose(values[name], expected[name], rtol=1e-4, err_msg=name)
     assert values["loss"] == 0

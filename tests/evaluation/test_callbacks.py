@@ -62,8 +62,9 @@ def test_callback_for_another_model():
 
 def test_callback_for_refinedet_on_batches_and_on_labeled_images(tiny_config, shapes_dir):
     data = read_data("voc", shapes_dir, ["val"], None)
-    model = RefineDet(dataclasses.replace(tiny_config, classes=data.classes, input_size=[64, 64]))
-    model.compile("sgd")
+    plain = {"separable": False, "batch_norm": False}
+    model = RefineDet(dataclasses.replace(tiny_config, classes=data.classes, input_size=[64, 64], **plain))
+    model.compile("sgd", run_eagerly=True)
     images = np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
     batches = tf.data.Dataset.from_tensor_slices((images, TRUTH)).batch(2)
     on_files, on_batches = AveragePrecision(data), AveragePrecision(batches, data.classes)
