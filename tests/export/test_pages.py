@@ -4,21 +4,17 @@ Exports are copies of the session's, since other tests make and compare each of 
 functions take.
 """
 
-import functools
-import importlib
 import inspect
 import json
 import re
-import shlex
 import shutil
 
 import pytest
-from absl import flags
 
 import refinedet_tf.export as exporting
 from refinedet_tf import verification
-from refinedet_tf.cli import data_flags, verify
 from refinedet_tf.verification import Agreement
+from tests.commands import run_lines
 from tests.conftest import PROJECT
 from tests.data.conftest import VocFolder, voc_object
 
@@ -69,39 +65,22 @@ def demo(tmp_path, tiny_model, exported, tflite_files, monkeypatch):
     return tmp_path
 
 
-def run_page(page, monkeypatch):
+def run_page(page):
     for block in blocks(page, "bash"):
-        for line in block.replace("\\\n", " ").strip().splitlines():
-            run(line, monkeypatch)
+        run_lines(block)
     for block in blocks(page, "python"):
         exec(compile(block, page, "exec"), {})
 
 
-def run(line, monkeypatch):
-    """Runs a command of `refinedet` in this process."""
-    program, name, *arguments = shlex.split(line)
-    assert program == "refinedet"
-    command = importlib.import_module(f"refinedet_tf.cli.{name.replace('-', '_')}")
-    values = flags.FlagValues()
-    with monkeypatch.context() as patch:
-        for define in [define for define in vars(flags) if define.startswith("DEFINE_")]:
-            patch.setattr(flags, define, functools.partial(getattr(flags, define), flag_values=values))
-        command.define_flags()
-        assert values([name, *arguments]) == [name], "nothing is left over"
-        for module in (command, data_flags, verify):
-            patch.setattr(module, "FLAGS", values)
-        command.main()
-
-
-def test_serving(demo, monkeypatch, capsys):
-    run_page("serving.md", monkeypatch)
+def test_serving(demo, capsys):
+    run_page("serving.md")
     assert "work/serving/python True 0.0" in capsys.readouterr().out
     forms = [row["form"] for row in json.loads((demo / "work/serving/verify.json").read_text())]
     assert forms == ["model", "work/serving/refinedet/1"]
 
 
-def test_edge(demo, monkeypatch, capsys):
-    run_page("edge.md", monkeypatch)
+def test_edge(demo, capsys):
+    run_page("edge.md")
     assert "['circle', 'square', 'star']" in capsys.readouterr().out
     written = {path.name for path in (demo / "work/edge").iterdir()}
     assert written == {"model.tflite", "int8.tflite", "ranges.csv", "python.tflite", "model.onnx"}
