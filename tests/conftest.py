@@ -26,6 +26,37 @@ hypothesis.settings.register_profile("busy", deadline=None, suppress_health_chec
 hypothesis.settings.load_profile("busy")
 
 
+# Files that take longest, longest first. They start first, so that both workers of `make test` end at about one time.
+LONGEST = (
+    "robustness/test_kills.py",
+    "weights/test_import_vgg16.py",
+    "test_model.py",
+    "serving/test_tflite.py",
+    "weights/test_import_resnet101.py",
+    "robustness/test_disk.py",
+    "cli/test_commands.py",
+    "export/test_exports.py",
+    "serving/test_signatures.py",
+    "test_readme.py",
+    "test_docs.py",
+    "test_keras_contract.py",
+    "test_ablations.py",
+    "backbones/test_resnet101.py",
+    "weights/test_load_weights.py",
+    "weights/test_imagenet.py",
+    "backbones/test_preprocessing.py",
+    "backbones/test_kerascv.py",
+)
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        name = item.path.relative_to(PROJECT / "tests").as_posix()
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
     """Makes files and folders that are used by many tests once, also if pytest runs several processes.
