@@ -73,7 +73,10 @@ def signatures(
     def serve_tunable(
         images: tf.Tensor, score_threshold: tf.Tensor, iou_threshold: tf.Tensor, max_detections: tf.Tensor
     ) -> dict[str, tf.Tensor]:
-        tf.debugging.assert_positive(max_detections, message="max_detections must be at least 1.")
+        # Nothing uses the number before it is checked, so that no other operation fails first.
+        check = tf.debugging.assert_positive(max_detections, message="max_detections must be at least 1.")
+        with tf.control_dependencies([check]):
+            max_detections = tf.identity(max_detections)
         detections = suppress(
             *boxes_and_scores(images),
             score_threshold=score_threshold,
