@@ -21,7 +21,7 @@ from refinedet_tf.ops.detections import decode_predictions, suppress
 from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.ops.targets import checked, faults_as_data_errors, find_fault, pad_targets
 from refinedet_tf.serving.saved_model import export_saved_model
-from refinedet_tf.stacks import Untracked, minimize
+from refinedet_tf.stacks import Untracked, create_optimizer_variables, minimize
 
 
 @keras.utils.register_keras_serializable("refinedet_tf")
@@ -172,9 +172,8 @@ class RefineDet(keras.Model):
 
     def make_train_function(self, force: bool = False) -> Callable:
         """As in Keras, but creates the optimizer's variables first: inside the graph they would cost a second trace."""
-        if hasattr(self.optimizer, "build"):  # not those of TensorFlow Addons
-            with self.distribute_strategy.scope():
-                self.optimizer.build(self.trainable_variables)
+        with self.distribute_strategy.scope():
+            create_optimizer_variables(self.optimizer, self.trainable_variables)
         return super().make_train_function(force)
 
     def train_on_batch(self, x: Any, y: Any = None, *args: Any, **kwargs: Any) -> Any:

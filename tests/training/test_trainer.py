@@ -130,7 +130,7 @@ def test_the_recipe_reaches_the_data_and_the_model(wired):
 
 
 def test_layers_have_the_precision_of_the_recipe_and_the_global_policy_comes_back(wired):
-    layer = wired[0].model.get_layer("P3_pointwise")
+    layer = wired[0].model.get_layer("P3")
     assert (layer.compute_dtype, layer.variable_dtype) == ("bfloat16", "float32")
     assert keras.mixed_precision.global_policy().name == "float32"
 
