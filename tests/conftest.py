@@ -70,7 +70,7 @@ def shared(tmp_path_factory):
     def path(name, make):
         with open(folder / f"{name}.lock", "a+") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not lock.tell():
+            if not lock.seek(0, os.SEEK_END):  # empty: nobody has made it, also while this process was waiting
                 make(folder / name)
                 lock.write("made")
         return folder / name
