@@ -21,7 +21,7 @@ from refinedet_tf.ops.detections import decode_predictions, suppress
 from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.ops.targets import checked, faults_as_data_errors, find_fault, pad_targets
 from refinedet_tf.serving.saved_model import export_saved_model
-from refinedet_tf.stacks import Untracked, create_optimizer_variables, minimize
+from refinedet_tf.stacks import RunningMean, Untracked, create_optimizer_variables, minimize
 
 
 @keras.utils.register_keras_serializable("refinedet_tf")
@@ -67,7 +67,7 @@ class RefineDet(keras.Model):
         self.anchors = tf.constant(generate_anchors(config.input_size, config.anchor_sizes))
         self.resizing = Resizing(*config.input_size, config.resize)
         self.loss_function = RefineDetLoss.for_model(config)
-        self._means = Untracked([keras.metrics.Mean(name=name) for name in ("loss", *LOSS_NAMES, *COUNT_NAMES)])
+        self._means = Untracked([RunningMean(name=name) for name in ("loss", *LOSS_NAMES, *COUNT_NAMES)])
         self._user_metrics = []
         self._traced_settings = _detection_settings(self.config)
 

@@ -23,13 +23,27 @@ CAN_ACCUMULATE = "gradient_accumulation_steps" in inspect.signature(keras.optimi
 class Untracked:
     """Holds a value that Keras does not look into.
 
-    Keras 2 counts the variables of metrics that a model holds among the model's weights and expects them in its files,
-    where Keras 3 does not put them.
+    Keras 2 counts the variables of metrics that a model holds among the model's weights.
     """
 
     def __init__(self, value: Any):
         """Holds `value`."""
         self.value = value
+
+
+class RunningMean(keras.metrics.Mean):
+    """A mean that is no part of a saved model.
+
+    Keras 2 saves the metrics of a model and expects them in its files, where Keras 3 does not put them.
+    """
+
+    if KERAS_MAJOR == 2:
+
+        def save_own_variables(self, store: Any) -> None:
+            """Saves nothing."""
+
+        def load_own_variables(self, store: Any) -> None:
+            """Keeps the value."""
 
 
 def same_stack(keras_version: str) -> bool:
