@@ -67,17 +67,18 @@ def _limited_weights(archive: KerasArchive) -> Iterator[None]:
     signature = inspect.signature(original)
     arrays = numbers = 0
 
-    def add_weight(*args: Any, **kwargs: Any) -> Any:
+    def add_weight(layer: keras.layers.Layer, *args: Any, **kwargs: Any) -> Any:
         nonlocal arrays, numbers
-        if threading.get_ident() == thread:
-            shape = signature.bind(*args, **kwargs).arguments.get("shape") or ()
+        # Metrics are layers, too, in Keras 2, but no part of the file.
+        if threading.get_ident() == thread and not isinstance(layer, keras.metrics.Metric):
+            shape = signature.bind(layer, *args, **kwargs).arguments.get("shape") or ()
             arrays, numbers = arrays + 1, numbers + math.prod(map(int, shape))
             if arrays > archive.arrays or numbers > archive.numbers:
                 raise ValueError(
                     f"its configuration asks for a network with more weights than the {archive.numbers} numbers in "
                     f"{archive.arrays} arrays that it holds"
                 )
-        return original(*args, **kwargs)
+        return original(layer, *args, **kwargs)
 
     keras.layers.Layer.add_weight = add_weight
     try:
