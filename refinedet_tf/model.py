@@ -18,10 +18,11 @@ from refinedet_tf.losses import COUNT_NAMES, LOSS_NAMES, RefineDetLoss
 from refinedet_tf.network import build_network
 from refinedet_tf.ops.anchors import generate_anchors
 from refinedet_tf.ops.detections import decode_predictions, suppress
+from refinedet_tf.ops.replicas import num_workers, over_replicas
 from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.ops.targets import checked, faults_as_data_errors, find_fault, pad_targets
 from refinedet_tf.serving.saved_model import export_saved_model
-from refinedet_tf.stacks import RunningMean, Untracked, create_optimizer_variables, minimize
+from refinedet_tf.stacks import RunningMean, Untracked, create_optimizer_variables, minimize, step_results
 
 
 @keras.utils.register_keras_serializable("refinedet_tf")
@@ -203,7 +204,7 @@ class RefineDet(keras.Model):
             # The gradients of the replicas are added up; training follows the mean of their losses.
             loss = losses["loss"] / tf.distribute.get_strategy().num_replicas_in_sync
         minimize(self.optimizer, loss, self.trainable_variables, tape)
-        return self._track(losses)
+        return step_results(self._track(losses), num_workers())
 
     def test_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """Performs one step of `evaluate`: the losses, and the metrics that `compile` was given."""
@@ -215,7 +216,7 @@ class RefineDet(keras.Model):
             metric.update_state(pad_targets(targets), detections)
             result = metric.result()
             results.update(result if isinstance(result, dict) else {metric.name: result})
-        return results
+        return step_results(results, num_workers())
 
     def predict_step(self, data: tuple) -> dict[str, tf.Tensor]:
         """Performs one step of `predict`: detections of a batch of images."""
@@ -262,6 +263,15 @@ class RefineDet(keras.Model):
         check_offline(settings.backbone)
         return cls(settings, name=config["name"], dtype=config.get("dtype"))
 
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Builds the optimizer before `fit` and `evaluate` if replicas share it. All else is built already.
+
+        Keras 3 would also average a batch over the replicas, which fails with several workers for targets in a dict.
+        """
+        if self.distribute_strategy.num_replicas_in_sync > 1 and self.optimizer and not self.optimizer.built:
+            with self.distribute_strategy.scope():
+                self.optimizer.build(self.trainable_variables)
+
     def _sum_losses(self, predictions: dict[str, tf.Tensor], targets: dict, sample_weight: Any) -> dict[str, tf.Tensor]:
         losses = self.loss_function(targets, predictions, self.anchors, sample_weight)
         loss = tf.add_n([losses[name] for name in LOSS_NAMES] + [tf.cast(extra, tf.float32) for extra in self.losses])
@@ -272,6 +282,12 @@ class RefineDet(keras.Model):
         return suppress(boxes, scores, **as_dict(self.config.detection))
 
     def _track(self, values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """Counts a step. All replicas count the whole batch: the mean of their losses, the sum of their positives."""
+        losses = {name: value for name, value in values.items() if name not in COUNT_NAMES}
+        values = {
+            **over_replicas(tf.distribute.ReduceOp.MEAN, losses),
+            **over_replicas(tf.distribute.ReduceOp.SUM, {name: values[name] for name in COUNT_NAMES}),
+        }
         for mean in self._means.value:
             mean.update_state(values[mean.name])
         return {mean.name: mean.result() for mean in self._means.value}

@@ -92,14 +92,63 @@ def minimize(
 ) -> None:
     """Performs one step of an optimizer, with the loss scaled if the optimizer does that (mixed_float16).
 
-    Keras 2 scales the loss in `minimize`, which Keras 3 does not have.
+    Keras 2 scales the loss in `minimize`, which Keras 3 does not have. With several replicas the loss is that of one,
+    divided by their number.
     """
     if KERAS_MAJOR == 2:
         optimizer.minimize(loss, variables, tape=tape)
         return
     with tape:
         loss = optimizer.scale_loss(loss)
-    optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+    gradients = _shared_gradients(optimizer, tape.gradient(loss, variables))
+    optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+
+def _shared_gradients(optimizer: keras.optimizers.Optimizer, gradients: list) -> list:
+    """Gives all replicas the same gradients where the optimizer needs that.
+
+    Keras 3 adds up the gradients of the replicas last: it clips each replica's own, and a loss scale goes by those of
+    the first. So both are done here with the sum, and each replica then gets its part of it.
+    """
+    replica = tf.distribute.get_replica_context()
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    if replica is None or replica.num_replicas_in_sync == 1 or (inner is optimizer and inner.global_clipnorm is None):
+        return gradients
+    known = [index for index, gradient in enumerate(gradients) if gradient is not None]
+    shares = replica.all_reduce(tf.distribute.ReduceOp.MEAN, [gradients[index] for index in known])
+    if inner.global_clipnorm is not None:
+        scale = 1.0 if inner is optimizer else tf.convert_to_tensor(optimizer.dynamic_scale)
+        shares, _ = tf.clip_by_global_norm(shares, scale * inner.global_clipnorm / replica.num_replicas_in_sync)
+    return [dict(zip(known, shares, strict=True)).get(index) for index in range(len(gradients))]
+
+
+def step_results(values: dict[str, tf.Tensor], num_workers: int) -> dict[str, tf.Tensor]:
+    """Returns scalars, which all workers have alike, as Keras takes them from a training or test step.
+
+    Keras 3 averages them over the workers and over their first axis, so they get one of length 1. Keras 2 adds them up.
+    """
+    if num_workers == 1:
+        return values
+    if KERAS_MAJOR == 2:
+        return {name: value / num_workers for name, value in values.items()}
+    return {name: value[tf.newaxis] for name, value in values.items()}
+
+
+def tf_variable(variable: Any) -> tf.Variable:
+    """Returns TensorFlow's variable, which those of Keras 3 hold; in Keras 2 they are variables of TensorFlow."""
+    return variable.value if KERAS_MAJOR > 2 and isinstance(variable, keras.Variable) else variable
+
+
+def synchronize_batch_norm(model: keras.Model) -> None:
+    """Makes batch normalization take its statistics over all replicas, in training steps that are not yet traced.
+
+    Keras 2 has to leave its fused kernel, which knows one device only.
+    """
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = True
+            if KERAS_MAJOR == 2:
+                layer.fused = False
 
 
 def import_addons() -> ModuleType:

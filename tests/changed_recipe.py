@@ -66,6 +66,7 @@ CHANGED = Config(
         precision="mixed_bfloat16",
         jit_compile=True,
         normalize_positives="global",
+        synchronize_batch_norm=True,
         seed=4,
         weights="some.file",
         class_map="coco_to_voc",

@@ -262,6 +262,8 @@ class TrainConfig:
         jit_compile: whether to compile the training step with XLA; `auto` does so on GPUs.
         normalize_positives: with several GPUs, losses are divided by the positives of each GPU's share of the batch,
             `per_replica`, as in the original, or by those of the whole batch, `global`, as on one GPU.
+        synchronize_batch_norm: whether batch normalization takes its statistics over the images of all GPUs, as on one
+            GPU, instead of those of each GPU's own share.
         seed: random seed of initial weights, order and augmentation.
         weights: initial weights: a file, `imagenet` (keras.applications, a download), `efficientnet_lite0` (1, 2: the
             package of the extra lite0), or nothing.
@@ -288,6 +290,7 @@ class TrainConfig:
     precision: str = "float32"
     jit_compile: Any = "auto"
     normalize_positives: str = "per_replica"
+    synchronize_batch_norm: bool = False
     seed: int = 0
     weights: str | None = None
     class_map: str | None = None

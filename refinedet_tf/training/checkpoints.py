@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from absl import logging
 from tensorflow import keras
 
 from refinedet_tf.errors import TrainingError
 from refinedet_tf.stacks import KERAS_VERSION, optimizer_variables, same_stack
+from refinedet_tf.training.devices import local_parts
 from refinedet_tf.training.files import explained_errors, sync_folder, write_file
 
 VARIABLES, PROGRESS, MANIFEST = "variables.npz", "progress.json", "manifest.json"
@@ -47,14 +47,15 @@ class RunVariables:
     """
 
     def __init__(self, model: keras.Model):
-        """Collects the variables of a compiled model whose optimizer is built."""
+        """Collects the variables of a compiled model whose optimizer is built, on this process's devices."""
         metrics = [variable for metric in model.metrics for variable in metric.variables]
         variables = [*model.variables, *optimizer_variables(model.optimizer), *metrics]
-        self._variables = list({id(variable): variable for variable in variables}.values())
+        variables = {id(variable): variable for variable in variables}.values()
+        self._copies = [local_parts(variable, model.distribute_strategy) for variable in variables]
 
     def read(self) -> list[np.ndarray]:
-        """Returns the values. With several workers, all of them must call it together."""
-        return [tf.convert_to_tensor(variable).numpy() for variable in self._variables]
+        """Returns the values on the first device. No other worker takes part."""
+        return [copies[0].numpy() for copies in self._copies]
 
     def assign(self, values: list[np.ndarray]) -> None:
         """Sets the values that `read` returned.
@@ -62,11 +63,12 @@ class RunVariables:
         Raises:
             TrainingError: they belong to other variables.
         """
-        shapes = [tuple(variable.shape) for variable in self._variables]
+        shapes = [tuple(copies[0].shape) for copies in self._copies]
         if shapes != [value.shape for value in values]:
             raise TrainingError("The checkpoint belongs to another model or optimizer.")
-        for variable, value in zip(self._variables, values, strict=True):
-            variable.assign(value)
+        for copies, value in zip(self._copies, values, strict=True):
+            for copy in copies:
+                copy.assign(value)
 
 
 class Checkpoints:
@@ -113,21 +115,25 @@ class Checkpoints:
         """
         for leftover in self._folder.glob("~*"):
             shutil.rmtree(leftover)
-        generations = self._generations()
+        generation, damaged = self._newest_intact()
+        for old in damaged:
+            _remove(old)
+        return None if generation is None else _load(generation)
+
+    def _newest_intact(self) -> tuple[Path | None, list[Path]]:
+        """The newest generation that is intact, and the damaged ones after it."""
         damaged = []
-        for generation in reversed(generations):
+        for generation in reversed(self._generations()):
             defect = _defect(generation)
             if defect is None:
-                for old in damaged:
-                    _remove(old)
-                return _load(generation)
+                return generation, damaged
             logging.warning("The checkpoint %s is damaged (%s); going back to the one before.", generation, defect)
             damaged.append(generation)
         if damaged:
             raise TrainingError(
                 f"No checkpoint in {self._folder} is intact. Remove {self._folder} to train from the start."
             )
-        return None
+        return None, []
 
     def _write(self, folder: Path, values: list[np.ndarray], progress: Progress) -> None:
         folder.mkdir(parents=True)
@@ -141,6 +147,18 @@ class Checkpoints:
     def _generations(self) -> list[Path]:
         """The oldest first."""
         return sorted(path for path in self._folder.glob("[0-9]*") if path.name.isdigit())
+
+
+class ChiefsCheckpoints(Checkpoints):
+    """The same for the other workers, which go on from what the chief has written and write nothing."""
+
+    def save(self, values: list[np.ndarray], progress: Progress) -> None:
+        """Does nothing."""
+
+    def load_latest(self) -> tuple[list[np.ndarray], Progress] | None:
+        """Returns the newest generation that is intact, as the chief does, but removes none."""
+        generation, _ = self._newest_intact()
+        return None if generation is None else _load(generation)
 
 
 def _load(generation: Path) -> tuple[list[np.ndarray], Progress]:

@@ -1,6 +1,7 @@
 """A run: epoch after epoch, with checkpoints and evaluations."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,13 +12,15 @@ from tensorflow import keras
 from refinedet_tf.config import Config
 from refinedet_tf.data.examples import ExampleSet
 from refinedet_tf.data.pipeline import epoch_order, epoch_variable, training_pipeline
+from refinedet_tf.errors import TrainingError
 from refinedet_tf.evaluation.evaluator import EvaluationResult, evaluate
 from refinedet_tf.losses import RefineDetLoss
-from refinedet_tf.model import build_model
+from refinedet_tf.model import RefineDet, build_model
 from refinedet_tf.ops.resizing import Resizing
-from refinedet_tf.stacks import assign_averages, create_optimizer_variables
+from refinedet_tf.stacks import assign_averages, create_optimizer_variables, synchronize_batch_norm
 from refinedet_tf.training.callbacks import Steps
 from refinedet_tf.training.checkpoints import Progress, RunVariables
+from refinedet_tf.training.devices import Devices, check_shared_training, local_parts
 from refinedet_tf.training.files import explained_errors
 from refinedet_tf.training.optimizers import averaged_weights, build_optimizer, build_schedule
 from refinedet_tf.training.progress_bar import ProgressBar
@@ -36,35 +39,39 @@ class Run:
 
     Attributes:
         model: compiled.
-        dataset: one epoch of training batches.
+        dataset: one epoch of training batches; with several workers, this one's share.
+        steps: of an epoch.
         variables: everything that training changes.
     """
 
-    def __init__(
-        self, config: Config, train_set: ExampleSet, val_set: ExampleSet | None, strategy: tf.distribute.Strategy
-    ):
+    def __init__(self, config: Config, train_set: ExampleSet, val_set: ExampleSet | None, devices: Devices):
         """Builds the data, the model with its initial weights, and the optimizer.
 
         Raises:
-            ConfigError, DataError, WeightFileError: they do not fit the recipe.
+            ConfigError, DataError, WeightFileError: they do not fit the recipe or the devices.
         """
+        check_shared_training(config.train, devices)
         self._config = config
+        self._devices = devices
         self._train_set = train_set
         self._val_set = val_set
         self._epoch = epoch_variable(0)
         self.dataset = self._build_dataset(first_step=0)
-        with strategy.scope(), _precision_policy(config.train.precision):
+        self.steps = len(train_set) // config.train.batch_size
+        with devices.strategy.scope(), _precision_policy(config.train.precision):
             self.model = build_model(config)
             if config.train.weights:
                 logging.info("%s", load_weights(self.model, config.train.weights, config.train.class_map).summary())
-            optimizer = build_optimizer(config.train, len(self.dataset), self.model)
+            if config.train.synchronize_batch_norm and devices.num_replicas > 1:
+                synchronize_batch_norm(self.model)
+            optimizer = build_optimizer(config.train, self.steps, self.model)
             jit_compile = config.train.jit_compile
-            if jit_compile == "auto":
-                jit_compile = bool(tf.config.list_physical_devices("GPU"))
+            if jit_compile == "auto":  # XLA compiles for one device
+                jit_compile = devices.num_replicas == 1 and bool(tf.config.list_physical_devices("GPU"))
             loss = RefineDetLoss.for_model(config.model, normalize_positives=config.train.normalize_positives)
             self.model.compile(optimizer, loss, jit_compile=jit_compile)
             create_optimizer_variables(self.model.optimizer, self.model.trainable_variables)
-        self._schedule = build_schedule(config.train, len(self.dataset))
+        self._schedule = build_schedule(config.train, self.steps)
         self.variables = RunVariables(self.model)
         self._result: EvaluationResult | None = None
 
@@ -82,7 +89,7 @@ class Run:
                 progress.epoch,
             )
         while progress.epoch < self._config.train.epochs:
-            if progress.step < len(self.dataset):
+            if progress.step < self.steps:
                 progress = self._train_epoch(progress, folder, stop_requests)
             progress = self._complete_epoch(progress, folder, stop_requests)
             self._write_results(progress, folder)
@@ -92,10 +99,13 @@ class Run:
 
     def _restore(self, folder: RunFolder) -> Progress:
         """Sets all variables to those of the last checkpoint and brings the results in line with it."""
-        found = folder.checkpoints.load_latest()
-        if found is None:
-            return Progress()
-        values, progress = found
+        values, progress = folder.checkpoints.load_latest() or (None, Progress())
+        if not self._devices.agree(progress.epoch * self.steps + progress.step):
+            raise TrainingError(
+                "The workers found different checkpoints. The work folder must be on storage that all of them share."
+            )
+        if values is None:
+            return progress
         self.variables.assign(values)
         logging.info("Going on after %d epochs and %d steps.", progress.epoch, progress.step)
         self._write_results(progress, folder)
@@ -103,7 +113,7 @@ class Run:
 
     def _train_epoch(self, progress: Progress, folder: RunFolder, stop_requests: StopRequests) -> Progress:
         """Takes the steps that are left of an epoch."""
-        train, steps = self._config.train, len(self.dataset)
+        train, steps = self._config.train, self.steps
         self._epoch.assign(progress.epoch)
         dataset = self._build_dataset(progress.step) if progress.step else self.dataset
         bar = ProgressBar(
@@ -125,7 +135,9 @@ class Run:
             show=bar.show,
         )
         with bar:
-            self.model.fit(dataset, shuffle=False, verbose=0, callbacks=[watch])  # the pipeline shuffles
+            self.model.fit(  # the pipeline shuffles
+                dataset, steps_per_epoch=steps - progress.step, shuffle=False, verbose=0, callbacks=[watch]
+            )
         # At its end `fit` replaces the weights by their moving averages, if the optimizer keeps them.
         self.variables.assign(watch.values)
         return watch.progress
@@ -137,8 +149,8 @@ class Run:
         evaluations = progress.evaluations
         if self._val_set is not None and self._is_evaluated(number):
             folder.checkpoints.save(values, progress)
-            with stop_requests.at_once(), averaged_weights(self.model):
-                result = self._evaluate()
+            with stop_requests.at_once(), self._evaluated_model() as model:
+                result = self._evaluate(model)
             logging.info("Epoch %d, validation:\n%s", number, result.table())
             self._result = result
             figures = result.as_dict()
@@ -153,13 +165,13 @@ class Run:
         """Writes the histories, and the model if it has just been evaluated."""
         folder.write_history(progress)
         if self._val_set is None and not progress.step and self._is_evaluated(progress.epoch):
-            with averaged_weights(self.model):
-                folder.write_models(self.model, best=False)
+            with self._evaluated_model() as model:
+                folder.write_models(model, best=False)
         if progress.step or not progress.evaluations or progress.evaluations[-1]["epoch"] != progress.epoch:
             return
         best = best_evaluation(progress.evaluations)
-        with averaged_weights(self.model):
-            folder.write_models(self.model, best=best["epoch"] == progress.epoch)
+        with self._evaluated_model() as model:
+            folder.write_models(model, best=best["epoch"] == progress.epoch)
 
     def _is_evaluated(self, epoch: int) -> bool:
         """Whether the model is evaluated and written after so many epochs."""
@@ -173,7 +185,7 @@ class Run:
             for name, value in row.items():
                 if name != "epoch" and value is not None:
                     tf.summary.scalar(name, value)
-            tf.summary.scalar("learning_rate", self._schedule(progress.epoch * len(self.dataset) - 1))
+            tf.summary.scalar("learning_rate", self._schedule(progress.epoch * self.steps - 1))
             if evaluations and evaluations[-1]["epoch"] == progress.epoch:
                 for index, picture in enumerate(draw_comparisons(self._result, self._val_set, {}, SUMMARY_IMAGES)):
                     tf.summary.image(f"ground truth and detections/{index}", picture[np.newaxis])
@@ -187,33 +199,60 @@ class Run:
         if self._result is None:
             if (folder.path / "report.html").exists():
                 return
-            self._result = self._evaluate()
+            with self._evaluated_model() as model:
+                self._result = self._evaluate(model)
         with explained_errors(folder.path):
             save_loss_curves(folder.path / "log.csv", folder.path / "curves.png")
             write_report(folder.path, self._config, progress, self._result, len(self._train_set), self._val_set)
 
-    def _evaluate(self) -> EvaluationResult:
-        """Evaluates the model on the validation images."""
+    @contextlib.contextmanager
+    def _evaluated_model(self) -> Iterator[RefineDet]:
+        """The model to evaluate and write, with averages in place of the weights if the optimizer keeps them.
+
+        With several workers it is a copy outside their strategy, under which all of them would have to take part.
+        """
+        with averaged_weights(self.model):
+            if self._devices.num_workers == 1:
+                yield self.model
+                return
+            for variable, trained in zip(self._copy.weights, self.model.weights, strict=True):
+                variable.assign(local_parts(trained, self._devices.strategy)[0].numpy())
+            yield self._copy
+
+    @functools.cached_property
+    def _copy(self) -> RefineDet:
+        with _precision_policy(self._config.train.precision):
+            return build_model(self._config)
+
+    def _evaluate(self, model: RefineDet) -> EvaluationResult:
+        """Evaluates a model on the validation images."""
         return evaluate(
-            self.model,
+            model,
             self._val_set,
             batch_size=self._config.train.batch_size,
             protocol=self._config.evaluation.protocol,
         )
 
-    def _build_dataset(self, first_step: int) -> tf.data.Dataset:
-        """The batches of an epoch from a step on."""
-        config = self._config
-        return training_pipeline(
+    def _build_dataset(self, first_step: int) -> tf.data.Dataset | tf.distribute.DistributedDataset:
+        """The batches of an epoch from a step on; with several workers, this one's, a batch for each of its devices."""
+        config, devices = self._config, self._devices
+        share = config.train.batch_size // devices.num_workers
+        batches = functools.partial(
+            training_pipeline,
             self._train_set.examples,
             Resizing(*config.model.input_size, config.model.resize),
-            config.train.batch_size,
-            config.data.augmentation,
-            config.data.max_boxes,
-            config.train.seed,
+            augmentation=config.data.augmentation,
+            max_boxes=config.data.max_boxes,
+            seed=config.train.seed,
             cache=config.data.cache,
+            shard=(devices.worker, devices.num_workers),
             epoch=self._epoch,
-            start=first_step * config.train.batch_size,
+            start=first_step * share,
+        )
+        if devices.num_workers == 1:
+            return batches(batch_size=share)
+        return devices.strategy.distribute_datasets_from_function(
+            lambda context: batches(batch_size=context.get_per_replica_batch_size(config.train.batch_size))
         )
 
     def _image_names(self, progress: Progress) -> list[str]:

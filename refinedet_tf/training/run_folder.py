@@ -7,6 +7,7 @@ import fcntl
 import io
 import itertools
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tensorflow import keras
 
 from refinedet_tf.config import Config, load_config, save_config
 from refinedet_tf.errors import TrainingError
-from refinedet_tf.training.checkpoints import Checkpoints, Progress
+from refinedet_tf.training.checkpoints import Checkpoints, ChiefsCheckpoints, Progress
 from refinedet_tf.training.files import explained_errors, replace_model, replace_text
 
 # The settings that may change when a run goes on.
@@ -89,6 +90,27 @@ class RunFolder:
             fresh.replace(recipe)
         finally:
             fresh.unlink(missing_ok=True)
+
+
+class WorkerFolder(RunFolder):
+    """Stands for a run's folder in all workers but the chief: it has the chief's checkpoints and keeps nothing.
+
+    What these workers write goes to a temporary folder.
+    """
+
+    def __init__(self, path: Path, config: Config):
+        """Takes the folder of the chief, on storage that all workers share."""
+        self._temporary = tempfile.TemporaryDirectory()
+        super().__init__(Path(self._temporary.name), config)
+        self.checkpoints = ChiefsCheckpoints(path / "checkpoints", config.train.keep_checkpoints)
+
+    def __exit__(self, *error: object) -> None:
+        """Removes the temporary folder."""
+        super().__exit__(*error)
+        self._temporary.cleanup()
+
+    def write_models(self, model: keras.Model, best: bool) -> None:
+        """Does nothing."""
 
 
 def _changed(old: Any, new: Any, prefix: str = "") -> list[str]:

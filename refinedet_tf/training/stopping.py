@@ -12,11 +12,13 @@ from refinedet_tf.errors import TrainingError
 class StopRequests:
     """Notes SIGTERM and SIGINT while it is entered; the second signal interrupts at once.
 
-    Outside the main thread, where Python does not deliver signals, it notes nothing.
+    Outside the main thread, where Python does not deliver signals, it notes nothing. Of several workers only the chief
+    meets a request; the others go on until the chief has ended, or a second signal comes.
     """
 
-    def __init__(self):
+    def __init__(self, is_chief: bool = True):
         """Nothing is caught before it is entered."""
+        self._is_chief = is_chief
         self._signal: str | None = None
         self._at_once = False
         self._previous = {}
@@ -34,8 +36,8 @@ class StopRequests:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal has come."""
-        return self._signal is not None
+        """Whether a signal has come that this process must meet."""
+        return self._is_chief and self._signal is not None
 
     def stop(self) -> None:
         """Ends the run if a signal has come; its state must be saved.
@@ -43,7 +45,7 @@ class StopRequests:
         Raises:
             TrainingError: says so.
         """
-        if self._signal is not None:
+        if self.requested:
             name, self._signal = self._signal, None
             raise TrainingError(f"Stopped by {name}. The state is saved; the same command goes on from here.")
 

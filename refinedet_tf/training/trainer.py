@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import tensorflow as tf
 from absl import logging
 from tensorflow import keras
 
@@ -15,8 +14,9 @@ from refinedet_tf.config import Config, validate
 from refinedet_tf.data.pipeline import count_dropped_boxes
 from refinedet_tf.data.readers import read_training_data, write_split_lists
 from refinedet_tf.model import RefineDet
+from refinedet_tf.training.devices import find_devices, lost_workers_explained
 from refinedet_tf.training.run import Run
-from refinedet_tf.training.run_folder import RunFolder
+from refinedet_tf.training.run_folder import RunFolder, WorkerFolder
 from refinedet_tf.training.stopping import StopRequests
 
 
@@ -32,6 +32,10 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
     the same weights, to the last bit, as a run without interruption. SIGTERM and Ctrl-C save a checkpoint first. A
     finished run goes on if `train.epochs` is raised.
 
+    It trains on all GPUs of the machine. With the environment variable `TF_CONFIG` it is one of several workers, each
+    of which makes the same call; then it must be the first thing in its process that uses TensorFlow, and `work_dir`
+    must be the same storage for all. Only the first worker, the chief, evaluates and writes.
+
     The state of Python's and NumPy's random generators and Keras's precision policy are left as they were;
     TensorFlow's global seed is not.
 
@@ -44,12 +48,13 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
         The trained model.
 
     Raises:
-        ConfigError, DataError, WeightFileError: the recipe, the data or the initial weights cannot be used; nothing
-            has been written then.
+        ConfigError, DataError, WeightFileError: the recipe, the data, the initial weights or `TF_CONFIG` cannot be
+            used; nothing has been written then.
         TrainingError: the folder cannot be written, holds a run of another recipe, or is in use; the loss is not
-            finite; or the run was stopped by a signal.
+            finite; the run was stopped by a signal; or another worker has ended.
     """
     validate(config)
+    devices = find_devices()
     lists_dir = Path(work_dir) / "splits"
     train_set, val_set, parts = read_training_data(config, data_dir, lists_dir)
     logging.info("Training data: %s", train_set.summary())
@@ -60,11 +65,14 @@ def train(config: Config, data_dir: str | os.PathLike, work_dir: str | os.PathLi
     dropped = count_dropped_boxes(train_set.examples, config.data.max_boxes)
     if dropped:
         logging.warning("%d boxes exceed data.max_boxes = %d and are not used.", dropped, config.data.max_boxes)
-    with _seeded(config.train.seed):
-        run = Run(config, train_set, val_set, _strategy())
-        with RunFolder(Path(work_dir), config) as folder, StopRequests() as stop_requests:
-            write_split_lists(lists_dir, parts)
+    with _seeded(config.train.seed), lost_workers_explained(devices):
+        run = Run(config, train_set, val_set if devices.is_chief else None, devices)
+        kind = RunFolder if devices.is_chief else WorkerFolder
+        with kind(Path(work_dir), config) as folder, StopRequests(devices.is_chief) as stop_requests:
+            if devices.is_chief:
+                write_split_lists(lists_dir, parts)
             run.train(folder, stop_requests)
+            devices.agree(0)  # nobody leaves before the chief has written everything
     return run.model
 
 
@@ -78,10 +86,3 @@ def _seeded(seed: int) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-
-
-def _strategy() -> tf.distribute.Strategy:
-    """All GPUs of this machine, or its one device."""
-    if len(tf.config.list_physical_devices("GPU")) > 1:
-        return tf.distribute.MirroredStrategy()
-    return tf.distribute.get_strategy()

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from refinedet_tf.config import load_config
 from refinedet_tf.data.readers.voc import read_voc
+from refinedet_tf.training.devices import Devices
 from refinedet_tf.training.run import Run
 from refinedet_tf.training.run_folder import RunFolder
 from refinedet_tf.training.stopping import StopRequests
@@ -25,7 +26,7 @@ class SmallRun:
         tf.keras.utils.set_random_seed(config.train.seed)
         self.config = config
         train_set, val_set = (read_voc(data_dir, [split], config.model.classes) for split in ("train", "val"))
-        self.run = Run(config, train_set, val_set, tf.distribute.get_strategy())
+        self.run = Run(config, train_set, val_set, Devices(tf.distribute.get_strategy()))
         self._initial = self.run.variables.read()
 
     def start(self, folder):

@@ -18,6 +18,7 @@ from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.training import run as run_module
 from refinedet_tf.training import trainer
 from refinedet_tf.training.checkpoints import Progress
+from refinedet_tf.training.devices import Devices
 from refinedet_tf.training.report import best_evaluation
 from refinedet_tf.training.run import Run
 from refinedet_tf.training.trainer import train
@@ -113,7 +114,7 @@ def wired(tiny_recipe, shapes_dir):
     examples = read_voc(shapes_dir, ["train"], config.model.classes)
     with pytest.MonkeyPatch.context() as patch:
         calls = {name: Calls(patch, name) for name in ("training_pipeline", "build_optimizer", "build_schedule")}
-        run = Run(config, examples, examples, tf.distribute.get_strategy())
+        run = Run(config, examples, examples, Devices(tf.distribute.get_strategy()))
     return run, {name: call.given for name, call in calls.items()}
 
 
@@ -148,7 +149,7 @@ def test_evaluations_come_every_so_many_epochs_and_after_the_last(wired, monkeyp
     assert [epoch for epoch in range(6) if run._is_evaluated(epoch)] == [2, 4, 5]
     given = {}
     monkeypatch.setattr(run_module, "evaluate", lambda model, data, **settings: given.update(settings))
-    run._evaluate()
+    run._evaluate(run.model)
     assert given == {"batch_size": 4, "protocol": "paper"}
 
 
