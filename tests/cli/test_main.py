@@ -1,6 +1,7 @@
 """The dispatcher: help texts, flags, errors and exit codes."""
 
 import ast
+import errno
 import importlib
 import os
 import re
@@ -116,6 +117,11 @@ def test_an_error_of_the_user_is_a_line_and_a_bug_keeps_its_traceback(tmp_path):
     assert of(lambda: Path("/dev/full").write_text("x")) == "No space left on device"
     assert of(lambda: {}["x"]) is None
     assert of(lambda: os.read(-1, 1)) is None  # an OSError without a file
+
+    def broken_device():
+        raise OSError(errno.EIO, "Input/output error", "photo.jpg")
+
+    assert of(broken_device) is None  # nor one that the user has not caused
     (tmp_path / "setup.cfg").write_text("")
     result = refinedet("draw-shapes", f"--output_dir={tmp_path / 'setup.cfg' / 'new'}", "--train=1", "--val=0")
     assert result.returncode == 1

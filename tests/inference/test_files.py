@@ -99,6 +99,11 @@ def test_selection(photos, tmp_path):
         detect_files(fake_detector(), find_images([photos / "a.jpg"]), tmp_path, formats=["cocco"])
 
 
+def test_a_selection_applies_its_own_threshold():
+    found = fake_detector().detect(np.zeros((80, 100, 3), np.uint8))
+    assert 0 < len(Selection(score_threshold=0.5).apply(found)) == (found.scores >= 0.5).sum() < len(found)
+
+
 def test_crops_show_the_objects(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 100, (10, 10, 3), np.uint8).repeat(10, 0).repeat(10, 1)
     Image.fromarray(pixels).save(tmp_path / "a.png")

@@ -79,6 +79,24 @@ def test_the_page_needs_nothing_else(report):
     assert analysis.worst[0].badness >= analysis.worst[-1].badness
 
 
+def test_the_picture_of_an_image_has_its_own_errors(report, monkeypatch):
+    analysis, data, log, _ = report
+    drawn = []
+    monkeypatch.setattr(figures, "_picture", lambda image, *parts: drawn.append(parts))
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    for index, example in enumerate(data.examples):
+        figures.error_picture(image, analysis, index)
+        boxes, texts, _, dashed = (np.array(part) for part in drawn[-1])
+        objects = example.boxes * SIZE
+        # Objects that are not found are dashed, everything else is a detection; all are of this image.
+        places = [np.abs(objects - box).max(axis=1).argmin() for box in boxes[dashed]]
+        np.testing.assert_allclose(boxes[dashed].reshape(-1, 4), objects[places].reshape(-1, 4), rtol=1e-5)
+        assert texts[dashed].tolist() == [f"not found: {data.classes[example.classes[place]]}" for place in places]
+        assert {number for kind, at, number in log if at == index and kind == "missed"} <= set(places)
+        found = analysis.result.detections[index].boxes
+        assert all((np.abs(found - box).max(axis=1) < 1e-3).any() for box in boxes[~dashed])
+
+
 def test_a_suspicion_is_shown_with_what_is_around_it():
     image = np.random.default_rng(0).integers(0, 255, (100, 200, 3)).astype(np.uint8)
     for box, size in (
