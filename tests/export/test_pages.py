@@ -11,8 +11,9 @@ import shutil
 
 import pytest
 
+import refinedet_tf as rd
 import refinedet_tf.export as exporting
-from refinedet_tf import verification
+from refinedet_tf import verification, weights
 from refinedet_tf.verification import Agreement
 from tests.commands import run_lines
 from tests.conftest import PROJECT
@@ -41,6 +42,8 @@ def demo(tmp_path, tiny_model, exported, tflite_files, monkeypatch):
             arguments.apply_defaults()
             return stand_in(**arguments.arguments)
 
+        # The package keeps what it has imported once: it must get the real function back, too.
+        monkeypatch.setattr(rd, name, function)
         monkeypatch.setattr(module, name, function)
 
     def export_tflite(path, quantize, postprocess, input_type, calibration, ranges, **_):
@@ -56,7 +59,8 @@ def demo(tmp_path, tiny_model, exported, tflite_files, monkeypatch):
         assert all((tmp_path / path).exists() for path in paths)
         return [Agreement(form, True, 100, 0, 1.0, 0.0, 0.0, 1.0, None, None, 1.0, 1.0, None, True) for form in forms]
 
-    monkeypatch.setattr("refinedet_tf.weights.load_model", {"work/demo/run/model.keras": tiny_model}.__getitem__)
+    for module in (rd, weights):
+        monkeypatch.setattr(module, "load_model", {"work/demo/run/model.keras": tiny_model}.__getitem__)
     replace(exporting, "export_saved_model",
             lambda **given: shutil.copytree(exported, tmp_path / given["path"]))  # fmt: skip
     replace(exporting, "export_tflite", export_tflite)

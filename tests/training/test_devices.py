@@ -79,7 +79,8 @@ def check_like_one(one_device, losses, values):
     if len(losses) == len(expected_losses):
         np.testing.assert_allclose(losses[0], expected_losses[0], rtol=1e-6)
     for value, expected in zip(values, expected_values, strict=True):
-        assert np.linalg.norm(value - expected) <= 2e-2 * np.linalg.norm(expected) + 1e-8
+        # The norms of the smallest are 5e-5.
+        assert np.linalg.norm(value - expected) <= 2e-2 * np.linalg.norm(expected) + 1e-6
 
 
 @keras_3
