@@ -1,10 +1,10 @@
 """The commands of docs/training.md, run as they stand on a few images."""
 
-import os
 import re
 from pathlib import Path
 
 from refinedet_tf.config import load_config
+from refinedet_tf.data.shapes import draw_shapes
 from tests.commands import run_lines, without_graphs
 from tests.conftest import PROJECT
 
@@ -12,9 +12,9 @@ PAGE = (PROJECT / "docs/training.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?<!-->\n)```bash\n(.*?)```", PAGE, flags=re.DOTALL)
 
 
-def test_the_commands_of_the_page_run(shapes_dir, tmp_path, monkeypatch):
-    (tmp_path / "work/demo").mkdir(parents=True)
-    os.symlink(shapes_dir, tmp_path / "work/demo/shapes")
+def test_the_commands_of_the_page_run(tmp_path, monkeypatch):
+    batch_size = load_config("refinedet128_mobilenet_shapes").train.batch_size
+    draw_shapes(tmp_path / "work/demo/shapes", {"train": batch_size, "val": 4}, image_size=(128, 128))
     monkeypatch.chdir(tmp_path)
     assert len(BLOCKS) == 2
     for block in BLOCKS:
