@@ -45,6 +45,13 @@ def read_header(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return size, _read_orientation(exif)
 
 
+def read_orientation(contents: tf.Tensor) -> tf.Tensor:
+    """Reads only the orientation, as `read_header` does, and sooner: most JPEGs hold no EXIF data to walk to."""
+    parts = tf.raw_ops.StringSplitV2(input=[contents], sep=EXIF_MAGIC, maxsplit=1).values
+    is_plain = is_jpeg(contents) & (tf.size(parts) < 2)
+    return tf.cond(is_plain, lambda: tf.constant(1), lambda: read_header(contents)[1])
+
+
 def _read_jpeg(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """Walks through the segments up to the first scan; returns the size and the TIFF structure of the EXIF segment."""
     length = tf.strings.length(contents)

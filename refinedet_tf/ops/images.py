@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from refinedet_tf.ops.image_headers import EXIF_MAGIC, ORIENTATION_TAG, SHORT, is_jpeg, read_header
+from refinedet_tf.ops.image_headers import EXIF_MAGIC, ORIENTATION_TAG, SHORT, is_jpeg, read_orientation
 
 # Larger images are refused before they are decoded: a file of a few kilobytes can claim gigabytes of pixels.
 MAX_PIXELS = 36_000_000
@@ -35,7 +35,7 @@ def decode(contents: tf.Tensor) -> tf.Tensor:
         lambda: tf.io.decode_image(contents, channels=3, expand_animations=False),
     )
     image.set_shape([None, None, 3])
-    _, orientation = read_header(contents)
+    orientation = read_orientation(contents)
     image = tf.cond(orientation == 1, lambda: image, lambda: _turn(image, orientation))
     image.set_shape([None, None, 3])
     return image

@@ -7,12 +7,13 @@ import tensorflow as tf
 from PIL import Image, ImageOps
 
 from refinedet_tf.ops import images
-from refinedet_tf.ops.image_headers import read_header
+from refinedet_tf.ops.image_headers import read_header, read_orientation
 from tests.photos import encode, jpegs, smooth
 
 BYTES = [tf.TensorSpec([], tf.string)]
 decode = tf.function(images.decode, input_signature=BYTES)
 header = tf.function(read_header, input_signature=BYTES)
+orientation_alone = tf.function(read_orientation, input_signature=BYTES)
 
 
 def with_pillow(contents):
@@ -106,8 +107,14 @@ SIX = (0x0112, 3, 1, 6)
     ],
 )
 def test_the_orientation_is_found_or_1(exif, orientation):
-    assert int(header(with_exif(exif))[1]) == orientation
+    assert int(header(with_exif(exif))[1]) == int(orientation_alone(with_exif(exif))) == orientation
     assert images.exif_orientation(exif) == orientation
+
+
+def test_exif_data_counts_only_in_a_segment_of_its_own():
+    comment = b"see " + tiff("<", SIX)
+    contents = b"\xff\xd8\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment + b"\xff\xda\0\0" + tiff("<", SIX)
+    assert int(header(contents)[1]) == int(orientation_alone(contents)) == 1
 
 
 def test_damaged_headers_neither_fail_nor_disagree():
@@ -120,6 +127,7 @@ def test_damaged_headers_neither_fail_nor_disagree():
             contents[position] = rng.integers(0, 256)
         size, orientation = header(bytes(contents[: rng.integers(0, len(contents)) if trial % 3 == 0 else None]))
         assert 1 <= int(orientation) <= 8 and (size.numpy() >= 0).all()
+        assert int(orientation_alone(bytes(contents))) == int(header(bytes(contents))[1])
         exif = bytearray(tiff("<>"[trial % 2], (0x010F, 2, 1, 9), SIX))
         for position in rng.integers(6, len(exif), rng.integers(1, 4)):
             exif[position] = rng.integers(0, 256)

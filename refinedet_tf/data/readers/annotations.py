@@ -22,7 +22,7 @@ from tqdm import tqdm
 from refinedet_tf.data.examples import Defect, Example, ExampleSet
 from refinedet_tf.errors import DataError, did_you_mean
 from refinedet_tf.ops import images as image_ops
-from refinedet_tf.ops.image_headers import read_header
+from refinedet_tf.ops.image_headers import read_orientation
 
 
 @dataclass
@@ -130,7 +130,7 @@ def check_image(contents: bytes, where: str, defects: list[Defect]) -> CheckedIm
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def _size_and_orientation(contents: tf.Tensor) -> tf.Tensor:
-    _, orientation = read_header(contents)
+    orientation = read_orientation(contents)
     return tf.concat([tf.shape(image_ops.decode(contents))[:2], [orientation]], axis=0)
 
 
