@@ -50,7 +50,7 @@ def save_loss_curves(csv_path: str | os.PathLike, path: str | os.PathLike) -> No
         panels[1].plot(epochs, precision, color="#009e73", linewidth=2, marker="o", markersize=4)
         best = int(np.argmax(precision))
         panels[1].set_title(f"best {100 * precision[best]:.1f} % after epoch {epochs[best]}", loc="left", fontsize=10)
-        panels[1].set_ylim(bottom=0)
+        panels[1].set_ylim(0, 1)
         panels[1].yaxis.set_major_formatter(PercentFormatter(1.0))
         panels[1].set_ylabel("average precision (validation)")
     for panel in panels:
