@@ -1,11 +1,14 @@
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from tensorflow import keras
 
-from refinedet_tf.config import ModelConfig
+from benchmarks import ablations
+from refinedet_tf.config import ModelConfig, load_config, save_config
+from refinedet_tf.data.readers import read_data
 from refinedet_tf.losses import RefineDetLoss
 from refinedet_tf.model import build_model
 from refinedet_tf.ops.boxes import decode_boxes
@@ -135,3 +138,63 @@ def test_a_tflite_file_has_the_ablations_in_it(tiny_config, tiny_images, tmp_pat
     outputs = interpreter.get_signature_runner()(images=tiny_images[:1])
     for name, value in model(tiny_images[:1]).items():
         np.testing.assert_allclose(outputs[name], value, atol=1e-5 * max(np.abs(value).max(), 1), err_msg=name)
+
+
+def test_the_rows_of_the_benchmark_differ_in_their_switches_alone():
+    """In the paper's order, each without the parts of the row above it."""
+
+    def differences(row):
+        full, other = (
+            dataclasses.asdict(load_config(ablations.RECIPE, ablations.BUDGET + ablations.ROWS[name]))
+            for name in ("full", row)
+        )
+        return {
+            f"{section}.{key}": value
+            for section, values in other.items()
+            for key, value in values.items()
+            if value != full[section][key]
+        }
+
+    filtered = {"model.objectness_threshold": 0.0}
+    one_step = {**filtered, "model.two_step_regression": False}
+    assert {row: differences(row) for row in ablations.ROWS} == {
+        "full": {},
+        "no_filter": filtered,
+        "no_two_steps": one_step,
+        "no_tcb": {**one_step, "model.transfer_connection": False},
+        "full_second_seed": {"train.seed": 1},
+    }
+
+
+def test_the_benchmark_trains_each_row_once_on_a_part_of_the_images(shapes_dir, tiny_recipe, tmp_path, monkeypatch):
+    trained = []
+
+    def train(config, data_dir, folder):
+        """Leaves what a run leaves; the third one is stopped after its first epoch."""
+        trained.append(folder.name)
+        epoch = 1 if len(trained) == 3 else config.train.epochs
+        precision = {"ap_11_point": 0.1 * len(trained), "ap_area": 0.5 / len(trained), "coco_ap": 0.2}
+        folder.mkdir(exist_ok=True)
+        save_config(config, folder / "recipe.yaml")
+        (folder / "evaluations.json").write_text(json.dumps([{"epoch": epoch, **precision}]))
+        assert read_data(config, data_dir, config.data.train_splits).examples
+        if epoch == 1:
+            raise InterruptedError
+
+    monkeypatch.setattr(ablations.rd, "train", train)
+    arguments = (tiny_recipe, ["model.input_size=[64,64]", "train.epochs=3"], shapes_dir, tmp_path)
+    with pytest.raises(InterruptedError):
+        ablations.train_rows(*arguments)
+    names = (shapes_dir / "ImageSets/Main/train.txt").read_text().split()
+    assert (tmp_path / "train.txt").read_text().split() == names[::4]
+    figures = ablations.train_rows(*arguments)
+    rows = list(ablations.ROWS)
+    assert trained == [*rows[:3], *rows[2:]] and list(figures) == rows
+    assert [found["epoch"] for found in figures.values()] == [3] * 5
+    assert not load_config(tmp_path / "no_tcb/recipe.yaml").model.transfer_connection
+    assert ablations.train_rows(*arguments) == figures and len(trained) == 6
+
+    text = ablations.table(figures)
+    (line,) = [line for line in text.splitlines() if line.startswith("no_two_steps")]
+    assert line.split()[1:] == ["no", "no", "yes", "0", "0.400", "0.125", "0.200", "77.3"]
+    assert f"differ by {0.5 - 0.5 / 6:.3f}" in text

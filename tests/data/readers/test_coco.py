@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from refinedet_tf.config import load_config
+from refinedet_tf.data.pipeline import count_dropped_boxes
 from refinedet_tf.data.readers.coco import read_coco
 from refinedet_tf.errors import DataError
 from refinedet_tf.evaluation.coco import coco_average_precision
@@ -68,6 +70,9 @@ def test_coco128_is_read_without_loss():
     expected = sorted((str(row["image_id"]), names[row["category_id"]]) for row in content["annotations"])
     read = [(example.image_id, found.classes[index]) for example in found.examples for index in example.classes]
     assert sorted(read) == expected
+    recipe = load_config("refinedet320_lite0_coco128")
+    assert recipe.model.classes == found.classes
+    assert count_dropped_boxes(found.examples, recipe.data.max_boxes) == 0
 
 
 def test_boxes_are_corners_relative_to_the_image_and_names_decide_the_class(coco_folder):
