@@ -184,13 +184,15 @@ def is_legacy(optimizer: Any) -> bool:
 
 
 def create_optimizer_variables(optimizer: keras.optimizers.Optimizer, variables: list[tf.Variable]) -> None:
-    """Creates all variables of an optimizer, which otherwise come with its first step.
+    """Creates all variables of an optimizer, unless it has them; otherwise they come with its first step.
 
-    Legacy optimizers have no `build`. A `MultiOptimizer` of TensorFlow Addons has its variables in other optimizers,
-    which know the variables that they train by name.
+    Keras 3's optimizer that scales a mixed_float16 loss forgets its scale when it is built again. Legacy optimizers
+    have no `build`. A `MultiOptimizer` of TensorFlow Addons has its variables in other optimizers, which know the
+    variables that they train by name.
     """
     if not is_legacy(optimizer):
-        optimizer.build(variables)
+        if not getattr(optimizer, "built", False):
+            optimizer.build(variables)
         return
     _ = optimizer.iterations  # created when it is read
     for part, names in _parts(optimizer):
@@ -213,8 +215,12 @@ def optimizer_variables(optimizer: keras.optimizers.Optimizer) -> list[tf.Variab
 
 
 def has_averages(optimizer: keras.optimizers.Optimizer) -> bool:
-    """Returns whether an optimizer keeps averages of the weights, as those of TensorFlow Addons do in their own way."""
-    return hasattr(optimizer, "assign_average_vars") or bool(getattr(optimizer, "use_ema", False))
+    """Returns whether an optimizer keeps averages of the weights, as those of TensorFlow Addons do in their own way.
+
+    In Keras 3 the optimizer that scales a mixed_float16 loss does not say so of the one inside it.
+    """
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    return hasattr(inner, "assign_average_vars") or bool(getattr(inner, "use_ema", False))
 
 
 def assign_averages(optimizer: keras.optimizers.Optimizer, variables: list[tf.Variable]) -> None:

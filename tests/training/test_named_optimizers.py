@@ -102,8 +102,15 @@ def test_averages_and_accumulated_gradients_are_part_of_the_state(settings):
         np.testing.assert_array_equal(value, other)
 
 
-def test_the_moving_average_follows_its_formula_and_the_weights_come_back():
-    model = small_model("sgd", ema_momentum=0.9)
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_the_moving_average_follows_its_formula_and_the_weights_come_back(precision):
+    keras.mixed_precision.set_global_policy(precision)
+    try:
+        model = small_model("sgd", ema_momentum=0.9)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    is_scaled = isinstance(model.optimizer, keras.mixed_precision.LossScaleOptimizer)
+    assert is_scaled == (precision == "mixed_float16")
     average = model.trainable_variables[0].numpy()
     for step in range(3):
         train(model, [step])
