@@ -1,12 +1,15 @@
-"""Time of the parts of a training step, side by side in one run, and its peak memory.
+"""Time of the parts of a training step, side by side in one run, its peak memory, and the cost of evaluations.
 
 python benchmarks/train_step.py [--config=refinedet320_vgg16_voc07] [--batch_size=4] [--runs=5]
 
 Images and boxes are random: what they show changes nothing in the network's time, and little in that of the losses.
 Each number of boxes is measured in a process of its own, so that its peak memory is its own. "backward" is the time of
 all gradients without that of "forward" and "losses"; "losses" includes their gradients with respect to the predictions.
+"evaluation" is the time for a batch, from files to average precision. With random weights every image has as many
+detections as there can be, so a trained model's evaluation takes less.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -27,6 +30,7 @@ from refinedet_tf.config import load_config
 from refinedet_tf.data.pipeline import training_pipeline
 from refinedet_tf.data.readers import read_data
 from refinedet_tf.data.shapes import SHAPES, draw_shapes
+from refinedet_tf.evaluation.evaluator import evaluate
 from refinedet_tf.losses import ODM_IOU
 from refinedet_tf.model import build_model
 from refinedet_tf.ops.detections import refine_anchors
@@ -35,6 +39,7 @@ from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.training.optimizers import build_optimizer
 
 FLAGS = flags.FLAGS
+TRAINED, EVALUATED = 16551, 4952  # images of VOC 2007 and 2012 trainval, and of VOC 2007 test
 
 
 def median_ms(function):
@@ -112,25 +117,37 @@ def parts(config, num_boxes):
     all_gradients = median_ms(lambda: gradients(images, targets))
     result["backward"] = all_gradients - result["forward"] - result["losses"]
     result["whole step"] = median_ms(lambda: step((images, targets))["loss"].numpy())
-    return {**result, "peak MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "input": read_ms(config)}
-
-
-def read_ms(config):
-    """Milliseconds of the training pipeline for a batch, from JPEGs of 500 x 375 with the recipe's augmentation."""
+    result["peak MiB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     with tempfile.TemporaryDirectory() as folder:
-        draw_shapes(folder, {"train": 16 * FLAGS.batch_size}, image_size=(375, 500))
-        examples = read_data("voc", folder, ["train"], list(SHAPES)).examples
-        data = config.data
-        batches = training_pipeline(
-            examples,
-            Resizing(*config.model.input_size, config.model.resize),
-            FLAGS.batch_size,
-            data.augmentation,
-            data.max_boxes,
-            config.train.seed,
-        )
-        start, count = time.perf_counter(), sum(1 for _ in batches)
-        return 1e3 * (time.perf_counter() - start) / count
+        draw_shapes(folder, {"train": 16 * batch_size, "val": 8 * batch_size}, image_size=(375, 500))
+        return {**result, "input": read_ms(config, folder), "evaluation": evaluation_ms(model, folder)}
+
+
+def evaluation_ms(model, folder):
+    """Milliseconds of an evaluation for a batch of JPEGs of 500 x 375."""
+    data = read_data("voc", folder, ["val"], list(SHAPES))
+    classes = list(model.config.classes)
+    examples = [dataclasses.replace(one, classes=one.classes % len(classes)) for one in data.examples]
+    data = dataclasses.replace(data, classes=classes, examples=examples)
+    evaluate(model, dataclasses.replace(data, examples=examples[: FLAGS.batch_size]), batch_size=FLAGS.batch_size)
+    start = time.perf_counter()
+    evaluate(model, data, batch_size=FLAGS.batch_size)
+    return 1e3 * (time.perf_counter() - start) / (len(examples) / FLAGS.batch_size)
+
+
+def read_ms(config, folder):
+    """Milliseconds of the training pipeline for a batch of JPEGs of 500 x 375, with the recipe's augmentation."""
+    examples, data = read_data("voc", folder, ["train"], list(SHAPES)).examples, config.data
+    batches = training_pipeline(
+        examples,
+        Resizing(*config.model.input_size, config.model.resize),
+        FLAGS.batch_size,
+        data.augmentation,
+        data.max_boxes,
+        config.train.seed,
+    )
+    start, count = time.perf_counter(), sum(1 for _ in batches)
+    return 1e3 * (time.perf_counter() - start) / count
 
 
 def main(argv):
@@ -155,6 +172,12 @@ def main(argv):
         print(f"{name:20}" + "".join(cells))
     for count, values in columns.items():
         print(f"{count} boxes: whole step / forward = {values['whole step'] / values['forward']:.2f}")
+    every = load_config(FLAGS.config).train.evaluate_every
+    training, evaluation = (values["whole step"] * every * TRAINED, values["evaluation"] * EVALUATED)
+    print(
+        f"Evaluation of {EVALUATED} images after every {every} epochs of {TRAINED}: "
+        f"{evaluation / (training + evaluation):.1%} of the time"
+    )
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, TensorFlow {tf.__version__}")
 
 
