@@ -305,6 +305,35 @@ def test_shipped_recipes_load_by_path_and_by_name_and_are_named_after_what_they_
     assert backbone in config.model.backbone.name
 
 
+# The authors' training scripts: images of an epoch, batch, rate, iterations (in thousands) at which the rate falls, the
+# factor, and iterations in all. The COCO sets are trainval35k, which has the images of train2017.
+SCRIPTS = {
+    "vgg16_voc07": (16551, 32, 1e-3, [80, 100], 0.1, 120),
+    "vgg16_voc12": (21503, 32, 1e-3, [160, 200], 0.1, 240),
+    "vgg16_coco": (118287, 32, 1e-3, [280, 360], 0.1, 400),
+    "resnet101_coco": (118287, 32, 1e-3, [280, 360], 0.1, 400),
+    "vgg16_voc07_from_coco": (16551, 32, 5e-5, [80], 0.2, 120),
+    "vgg16_voc12_from_coco": (21503, 32, 5e-5, [120], 0.2, 160),
+}
+
+
+@pytest.mark.parametrize("size", [320, 512])
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_recipes_of_the_paper_train_as_the_authors_scripts_rounded_to_epochs(name, size):
+    images, batch_size, rate, boundaries, factor, iterations = SCRIPTS[name]
+    if (name, size) == ("resnet101_coco", 512):
+        batch_size, boundaries, iterations = 20, [400, 480], 540
+    train = load_config(f"refinedet{size}_{name}").train
+
+    def epochs(thousands):
+        return round(1000 * thousands * batch_size / images)
+
+    assert (train.epochs, train.decay_epochs) == (epochs(iterations), [epochs(at) for at in boundaries])
+    assert (train.batch_size, train.learning_rate, train.decay_rate) == (batch_size, rate, factor)
+    assert (train.optimizer, train.schedule, train.warmup_steps) == ("sgd", "multistep", 0)
+    assert (train.momentum, train.weight_decay, train.class_map is None) == (0.9, 5e-4, "from_coco" not in name)
+
+
 def test_shipped_recipes_are_listed_and_an_unknown_name_gets_the_nearest():
     assert list_recipes() == [path.stem for path in RECIPES] and RECIPES
     with pytest.raises(
