@@ -39,6 +39,24 @@ def test_a_run_leaves_recipe_models_results_and_log(finished_run, tiny_recipe, s
     assert evaluate(model, val_set, batch_size=4).ap_11_point == pytest.approx(evaluation["val_ap"])
 
 
+def test_tensorboard_gets_the_numbers_of_each_epoch_and_pictures_of_evaluations(finished_run):
+    (path,) = (finished_run / "tensorboard").glob("events.*")
+    values = {
+        value.tag: tf.make_ndarray(value.tensor)
+        for event in tf.compat.v1.train.summary_iterator(str(path))
+        for value in event.summary.value
+    }
+    (row,) = csv.DictReader((finished_run / "log.csv").open())
+    pictures = [f"ground truth and detections/{index}" for index in range(4)]
+    assert values.keys() == {*row.keys() - {"epoch"}, "learning_rate", *pictures}
+    for name in row.keys() - {"epoch"}:
+        assert values[name] == pytest.approx(float(row[name]), rel=1e-6), name
+    for name in pictures:
+        width, height, png = values[name]
+        image = tf.io.decode_png(png).numpy()
+        assert image.shape == (int(height), int(width), 3) and image.std() > 0
+
+
 def test_a_run_without_lists_and_validation_keeps_its_split_and_its_last_model(tiny_recipe, shapes_dir, tmp_path):
     data = tmp_path / "flat"
     data.mkdir()
