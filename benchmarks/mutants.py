@@ -1,12 +1,12 @@
-"""Puts single mistakes into the code, one at a time, and counts how many the module's own tests notice.
+"""Mutation testing: changes the code in one place at a time and counts how often the module's own tests fail.
 
     python benchmarks/mutants.py --count=100
 
-The mistakes are those of Cosmic Ray's operators: another operator or number, a negated condition, a decorator removed,
-a loop that is never entered. Type annotations are left out, where a mistake shows at the import. A mutant is a place
-drawn at random over the whole package, with one of the mistakes that are possible there. The draw depends on `--seed`
-and on the text of the place alone, so it stays the same when code changes elsewhere. Each mutant is tried in a copy of
-the checkout, and its result is appended to the results file at once: called again, the program goes on where it was.
+The changes are those of Cosmic Ray's operators: another operator or number, a negated condition, a removed decorator, a
+loop that is never entered. Type annotations are left out. A mutant is a random place in the package with one of the
+changes that are possible there. The draw depends only on `--seed` and the text of the place, so it stays the same when
+code changes elsewhere. Each mutant is tested in a copy of the checkout, and its result is appended to the results file
+at once: the next call continues where this one stopped.
 """
 
 import argparse
@@ -33,11 +33,11 @@ from cosmic_ray.plugins import get_operator, operator_names
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGE = PROJECT / "refinedet_tf"
 NOT_COPIED = shutil.ignore_patterns(".*", "work", "build", "site", "__pycache__", "*.egg-info")
-MAX_MEMORY = 12 * 2**30  # bytes of a test process; a mutant may ask for any number
-# Processes that have imported what all tests import, which takes longer than many a test.
+MAX_MEMORY = 12 * 2**30  # bytes for a test process: a mutant may allocate without limit
+# New processes start with the imports that all tests share, which take longer than many tests.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["pytest", "hypothesis", "tensorflow", "keras"])
-# The tests of modules that have no test file of their own name.
+# Test files of modules without a test file of the same name, the fastest first: a run ends with the first failure.
 TESTS = {
     ".": ["test_packaging.py"],
     "backbones/__init__": ["backbones/test_backbones.py"],
@@ -46,17 +46,18 @@ TESTS = {
     "backbones/library_models": ["backbones/test_kerascv.py", "backbones/test_kerashub.py"],
     "backbones/mobilenet": ["backbones/test_backbones.py", "backbones/test_edge.py"],
     "cli/detect": ["inference/test_files.py", "cli/test_commands.py"],
+    "cli/draw_shapes": ["data/test_shapes.py"],
     "cli/inspect_data": ["cli/test_data_commands.py"],
     "cli/make_tfrecords": ["cli/test_data_commands.py"],
     "cli": ["cli/test_main.py", "cli/test_commands.py"],
     "config": ["test_config.py"],
     "data/augmentation/__init__": ["data/augmentation/test_augmentation.py"],
     "data/examples": ["data/readers/test_voc.py", "data/readers/test_coco.py", "data/test_pipeline.py"],
-    "data/readers/annotations": ["data/readers"],
+    "data/readers/annotations": ["data/readers/test_voc.py", "data/readers/test_coco.py", "data/readers/test_yolo.py"],
     "data/readers": ["data/readers", "data/test_class_selection.py", "data/test_splitting.py"],
     "data/record_writer": ["data/readers/test_tfrecords.py", "data/test_round_trip.py"],
     "evaluation/analysis": ["evaluation/analysis"],
-    "evaluation/images": ["evaluation"],
+    "evaluation/images": ["evaluation/test_evaluator.py", "evaluation/test_result_files.py", "evaluation/test_coco.py"],
     "evaluation/prediction": ["evaluation/test_protocols.py", "evaluation/test_evaluator.py"],
     "evaluation/robustness": ["evaluation/analysis/test_report.py"],
     "evaluation/tables": ["evaluation/test_evaluator.py", "evaluation/test_coco.py", "evaluation/test_voc.py"],
@@ -68,25 +69,31 @@ TESTS = {
     "inference/saved_model_runner": ["inference/test_damaged_exports.py", "test_verification.py"],
     "network": ["test_model.py", "test_ablations.py", "backbones/test_vgg16.py", "backbones/test_resnet101.py"],
     "ops/image_headers": ["ops/test_images.py", "serving/test_signatures.py"],
-    "ops/targets": ["test_keras_contract.py", "test_losses.py"],
+    "ops/targets": ["test_losses.py", "test_keras_contract.py"],
     "serving": ["serving/test_signatures.py", "serving/test_tflite.py", "inference/test_damaged_exports.py"],
-    "training": ["training/test_named_optimizers.py", "training/test_trainer.py", "robustness"],
+    "training/checkpoints": ["robustness/test_disk.py", "robustness/test_kills.py"],
+    "training/report": ["training/test_trainer.py", "training/test_training_page.py"],
+    "training/run_folder": ["training/test_trainer.py", "robustness/test_disk.py"],
+    "training": ["training/test_trainer.py", "training/test_named_optimizers.py", "robustness"],
     "visualization": ["test_visualization.py"],
+    "weights/class_maps": ["weights/test_load_weights.py", "weights/test_import_vgg16.py"],
+    "weights/conversion/caffe": ["weights/files/test_caffe.py", "weights/test_import_vgg16.py"],
     "weights/files": ["weights/test_load_weights.py", "weights/test_saved_models.py", "weights/files"],
+    "weights/names": ["weights/test_load_weights.py", "weights/test_import_vgg16.py"],
     "weights": ["weights"],
 }
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """One mistake.
+    """One change to the code.
 
     Attributes:
-        key: identifies the place and the mistake by their texts.
+        key: a hash of the text of the place and of the operator.
         module: the path of the module below the package, without its ending.
         line: the line, from 1.
-        occurrence: which of the operator's places in the module it is.
-        operator: Cosmic Ray's name of the mistake.
+        occurrence: index of the place among those of the operator in the module.
+        operator: Cosmic Ray's name of the change.
     """
 
     key: str
@@ -101,13 +108,13 @@ class Mutant:
         return Path(PACKAGE.name, f"{self.module}.py")
 
     def code(self) -> tuple[str, str]:
-        """Returns the module's code without and with the mistake."""
+        """Returns the module's code before and after the change."""
         code = (PROJECT / self.path).read_text()
         return code, mutate_code(code, get_operator(self.operator)(), self.occurrence)
 
 
 def draw(count: int, seed: int) -> list[Mutant]:
-    """Draws mutants over the whole package: the places whose hashes are the smallest."""
+    """Draws mutants from the whole package: the places with the smallest hashes."""
     places = collections.defaultdict(list)
     for path in sorted(PACKAGE.rglob("*.py")):
         for text, mistake in _mistakes(path):
@@ -123,7 +130,7 @@ def draw(count: int, seed: int) -> list[Mutant]:
 
 
 def _mistakes(path: Path) -> list[tuple[str, tuple]]:
-    """Returns the text of a place, and the module, the line, the occurrence and the operator of a mistake there."""
+    """Returns (text of a place, (module, line, occurrence, operator)) for every possible change."""
     module, code = path.relative_to(PACKAGE).with_suffix("").as_posix(), path.read_text()
     nodes, lines, found = list(ast_nodes(get_ast(code))), code.splitlines(), []
     for names in _operators():
@@ -140,16 +147,16 @@ def _mistakes(path: Path) -> list[tuple[str, tuple]]:
 
 
 def _operators() -> list[list[str]]:
-    """Returns Cosmic Ray's operators, those together that have the same places."""
+    """Returns Cosmic Ray's operators, grouped by the places to which they apply."""
     groups = collections.defaultdict(list)
     for name in operator_names():
-        if not get_operator(name).arguments():  # no mistake by itself
+        if not get_operator(name).arguments():  # the others need arguments
             groups[name.rsplit("_", 1)[0] if "BinaryOperator" in name else name].append(name)
     return list(groups.values())
 
 
 def _compiles(mutant: Mutant) -> bool:
-    """Whether a mutant is Python; Cosmic Ray takes the star between arguments for a product."""
+    """Whether a mutant is valid Python: Cosmic Ray also replaces the star between parameters, as if it multiplied."""
     try:
         compile(mutant.code()[1], mutant.module, "exec")
     except SyntaxError:
@@ -175,7 +182,7 @@ def _hash(text: str) -> str:
 
 
 def tests_of(module: str) -> list[str]:
-    """Returns the test files of a module: that of its name, otherwise those of its entry, or of its folder's."""
+    """Returns the test files of a module: the one of the same name, else those listed for it or for its folder."""
     path = Path(module)
     own = Path("tests", path.parent, f"test_{path.name}.py")
     if (PROJECT / own).exists():
@@ -185,7 +192,7 @@ def tests_of(module: str) -> list[str]:
 
 
 def try_mutant(mutant: Mutant, timeout: float) -> dict:
-    """Runs the tests of a mutant's module in a copy of the project; returns what is to be known of it."""
+    """Runs the tests of a mutant's module in a copy of the project and returns the outcome."""
     before, after = mutant.code()
     changes = [pair for pair in zip(before.splitlines(), after.splitlines(), strict=False) if pair[0] != pair[1]]
     started = time.monotonic()
@@ -195,10 +202,12 @@ def try_mutant(mutant: Mutant, timeout: float) -> dict:
         (tree / mutant.path).write_text(after)
         process = CONTEXT.Process(target=_run_tests, args=(str(tree), tests_of(mutant.module), str(log)))
         process.start()
-        process.join(timeout)
-        outcome = {None: "timeout", 0: "survived"}.get(process.exitcode, "noticed")
-        if outcome == "timeout":
-            os.killpg(process.pid, signal.SIGKILL)
+        try:
+            process.join(timeout)
+            outcome = {None: "timeout", 0: "survived"}.get(process.exitcode, "noticed")
+        finally:
+            if process.is_alive():
+                os.killpg(process.pid, signal.SIGKILL)
         output = log.read_text(errors="replace")
     failures = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
     if outcome == "noticed" and process.exitcode in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
@@ -216,7 +225,7 @@ def try_mutant(mutant: Mutant, timeout: float) -> dict:
 
 
 def _run_tests(tree: str, tests: list[str], log: str) -> None:
-    """Runs in a process of its own, whose children are in its group."""
+    """Runs the tests; called in a new process, which becomes the leader of its process group."""
     os.setsid()
     resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY, MAX_MEMORY))
     file = os.open(log, os.O_WRONLY | os.O_CREAT)
@@ -233,23 +242,24 @@ def summary(results: list[dict], count: int) -> str:
     survivors = [result for result in results if result["outcome"] == "survived"]
     noticed = len(results) - len(survivors)
     share = f", {100 * noticed / len(results):.0f} %" if results else ""
-    lines = [f"{len(results)} of {count} mutants tried, {noticed} noticed{share}"]
+    lines = [f"{len(results)} of {count} mutants tested, {noticed} noticed{share}"]
     for result in sorted(survivors, key=lambda result: result["place"]):
         lines += [f"{result['place']} ({result['operator']})", f"  - {result['before']}", f"  + {result['after']}"]
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Tries the mutants that have not been tried, then prints the summary."""
+    """Tests the mutants that have no result yet, then prints the summary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=100, help="mutants to draw")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--limit", type=int, default=None, help="mutants to try before the summary; all by default")
+    parser.add_argument("--limit", type=int, default=None, help="mutants to test in this call; all by default")
     parser.add_argument("--output", default="work/mutants.jsonl", help="the results, one JSON object a line")
     parser.add_argument("--timeout", type=float, default=1200, help="seconds for the tests of a mutant")
-    parser.add_argument("--survivors", action="store_true", help="try those again that have survived")
+    parser.add_argument("--survivors", action="store_true", help="test the survivors again")
     arguments = parser.parse_args()
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped; the next call goes on."))
     drawn, output = draw(arguments.count, arguments.seed), Path(arguments.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     lines = output.read_text().splitlines() if output.exists() else []

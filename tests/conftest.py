@@ -26,7 +26,7 @@ hypothesis.settings.register_profile("busy", deadline=None, suppress_health_chec
 hypothesis.settings.load_profile("busy")
 
 
-# Files that take longest, longest first. They start first, so that both workers of `make test` end at about one time.
+# Files that take longest, longest first. They start first, so that the workers of `make test` end at about one time.
 LONGEST = (
     "robustness/test_kills.py",
     "weights/test_import_vgg16.py",
@@ -50,6 +50,9 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items):
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+
     def place(item):
         name = item.path.relative_to(PROJECT / "tests").as_posix()
         return LONGEST.index(name) if name in LONGEST else len(LONGEST)

@@ -151,6 +151,11 @@ def slow_deconv(x, layer):
     return blocks.reshape(batch, 2 * height, 2 * width, channels) + bias
 
 
+def test_kinds_of_convolutions_are_given_by_name():
+    with pytest.raises(TypeError, match="positional argument"):
+        layers.conv3x3(4, "conv", True)
+
+
 def test_top_block_rectifies_all_three_convolutions():
     model = graph((4, 6, 24), level=6)
     randomize(model)

@@ -1,13 +1,17 @@
 """The two stacks, TensorFlow 2.15 and the current one: files of one on the other, and where their differences stand."""
 
 import ast
+import importlib.metadata
 import os
+import runpy
 import subprocess
 
 import numpy as np
 import pytest
+from tensorflow import keras
 
 import refinedet_tf as rd
+from refinedet_tf import stacks
 from refinedet_tf.stacks import KERAS_MAJOR
 from refinedet_tf.verification import require_passed, verify
 from tests.conftest import PROJECT
@@ -56,6 +60,14 @@ def test_this_stack_opens_a_model_of_the_other_one_and_its_exports_pass(exchange
     write_predictions(model, tiny_images, exchanged / "predictions_of_this.npz")
     assert_equal_predictions(exchanged / "predictions_of_this.npz", folder / "predictions.npz")
     require_passed(verify(model, [folder / name for name in EXPORTS]))
+
+
+def test_the_version_is_that_of_tensorflows_keras_and_else_that_of_the_package(monkeypatch):
+    version = importlib.metadata.version("keras")
+    monkeypatch.setattr(keras, "__version__", "2.99", raising=False)
+    assert runpy.run_path(stacks.__file__)["KERAS_VERSION"] == "2.99"
+    monkeypatch.setattr(keras, "__version__", None)
+    assert runpy.run_path(stacks.__file__)["KERAS_VERSION"] == version
 
 
 ASKED = {"archive", "keras", "layer", "model", "optimizer", "tf"}

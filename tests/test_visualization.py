@@ -9,7 +9,7 @@ from PIL import Image
 
 from refinedet_tf.visualization import class_color, draw_detections, save_gallery
 from refinedet_tf.visualization.curves import save_loss_curves
-from refinedet_tf.visualization.labels import place_labels
+from refinedet_tf.visualization.labels import _contrasting, place_labels
 
 NAMES = ["cat", "dog", "person"]
 GRAY = 90
@@ -180,6 +180,21 @@ def test_letters_contrast_with_every_class_color():
         light, dark = sorted((luminance(ink), luminance(class_color(index))), reverse=True)
         # The better of black and white has sqrt(1.05 / 0.05) = 4.58 at least, by the definition of WCAG 2.
         assert (light + 0.05) / (dark + 0.05) > 4.5
+
+
+@pytest.mark.parametrize("color", [(72, 132, 9), (8, 121, 200), (10, 124, 183)])
+def test_letters_are_white_just_below_the_middle_between_black_and_white(color):
+    """One channel of these is below 0.04045, where sRGB is linear."""
+    assert _contrasting(color) == (255, 255, 255)
+    assert _contrasting((color[0], color[1] + 1, color[2])) == (0, 0, 0)
+
+
+def test_classes_keep_their_colors_from_version_to_version():
+    colors = " ".join(bytes(class_color(index)).hex() for index in range(26))
+    assert colors == (
+        "e69f00 56b4e9 009e73 d55e00 cc79a7 f0e442 0072b2 ffc3ff 6900ff d22dff 963c69 00e1a5 786900 a5ffd2 d200a5 "
+        "ff4b69 ff87e1 ffc387 8787d2 00690f 43bf57 f23d54 8cbcff 9bbf43 f23df2 8cffdd"
+    )
 
 
 def test_colors_of_classes_differ():

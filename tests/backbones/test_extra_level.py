@@ -70,6 +70,10 @@ def test_the_extra_level_is_three_convolutions_each_normalized_then_rectified(al
     np.testing.assert_allclose(model(x), expected, rtol=1e-3, atol=1e-4)
 
 
+def test_the_extra_level_has_512_channels_unless_told_otherwise():
+    assert extra_level(keras.Input((4, 6, 5))).shape == (None, 2, 3, 512)
+
+
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_a_separable_convolution_is_depthwise_normalized_rectified_then_pointwise(batch_norm):
     inputs = keras.Input((5, 7, 6))

@@ -81,6 +81,8 @@ def test_a_recipe_or_a_format_can_be_given(run, command):
     command(evaluate, f"--model={elsewhere}", f"--config={run.parent / 'my.yaml'}")
     found = data_flags.read_labeled_images(str(elsewhere), ["val"], None)
     assert found.classes == ["car"] and len(found) == 2  # half of the photos, not the list of a run
+    command(evaluate, f"--model={run / 'best.keras'}", f"--config={run.parent / 'my.yaml'}")
+    assert len(data_flags.read_labeled_images(str(run / "best.keras"), ["val"], None)) == 2
     command(evaluate, f"--model={run}", "--format=coco")
     with pytest.raises(DataError, match="annotations"):
         data_flags.read_labeled_images(str(run), ["val"], ["car"])

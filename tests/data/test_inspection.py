@@ -92,6 +92,15 @@ def test_the_damaged_data_set_survives_as_records(damaged, tmp_path):
     assert not again.defects
 
 
+def test_of_many_defects_of_a_kind_three_are_shown():
+    def shown(count):
+        defects = [{"where": f"{number}.jpg", "what": "not RGB, converted"} for number in range(count)]
+        return as_text({"splits": {}, "errors": [], "notes": defects}).splitlines()[1:]
+
+    assert shown(3) == ["notes: 3", "  3 x not RGB, converted", "    0.jpg", "    1.jpg", "    2.jpg"]
+    assert shown(4) == ["notes: 4", "  4 x not RGB, converted", "    0.jpg", "    1.jpg", "    2.jpg", "    ..."]
+
+
 def test_counts_are_those_of_the_data(voc_folder):
     voc_folder.add("a", [CAT, voc_object("dog", (0, 0, 9, 9), difficult=1)])
     voc_folder.add("b", [CAT], size=(60, 40))

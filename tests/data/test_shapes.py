@@ -69,6 +69,15 @@ def test_shapes_have_their_sizes_and_all_classes_and_counts_occur():
     assert 40 <= min(sides) < 52 and 108 < max(sides) <= 122  # the shape's side and up to two pixels it only touches
 
 
+def test_a_seed_draws_the_same_images_in_every_version():
+    backgrounds = [shapes._background(np.random.default_rng(seed), 32, 40) for seed in range(5)]
+    expected = [
+        [57.11, 199.71, 199.74], [86.19, 92.96, 45.7], [199.9, 31.94, 104.35], [171.34, 139.35, 29.88],
+        [160.68, 46.93, 96.35],
+    ]  # fmt: skip
+    np.testing.assert_allclose([each.mean(axis=(0, 1)) for each in backgrounds], expected, atol=0.01)
+
+
 def files(root):
     return {path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 

@@ -143,6 +143,14 @@ def test_detections_become_pixels():
     np.testing.assert_allclose(image.scores, [0.9, 0.8])
 
 
+def test_what_is_compared_cannot_be_exchanged():
+    (truth,) = examples_to_truths(EXAMPLES[:1])
+    found = ImageDetections(truth.boxes, np.ones(2), truth.classes)
+    for each in (truth, found):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            each.boxes = truth.boxes + 1
+
+
 def test_detections_are_counted_from_1_as_published():
     # Height 1 pixel in the annotation's terms: the shift by one pixel leaves no overlap.
     thin = [example(100, 100, [[10, 50, 90, 50]], [0])]

@@ -32,6 +32,17 @@ def test_the_first_frame_remains_and_decodes_alone(count, options):
     np.testing.assert_array_equal(tf.io.decode_gif(shortened), expected[np.newaxis])
 
 
+def test_a_frame_may_have_a_palette_of_its_own():
+    content, expected = animated(3)
+    flags, place = content[10], content.index(b"\x2c\x00\x00\x00\x00" + struct.pack("<HH", 20, 30))
+    end = 13 + 3 * 2 ** (flags % 8 + 1)  # of the palette of all frames
+    moved = content[:10] + bytes([flags & 0x7F]) + content[11:13] + content[end : place + 9]
+    moved += bytes([0x80 | flags % 8]) + content[13:end] + content[place + 10 :]
+    shortened, pixels = first_frame(moved)
+    assert pixels == 600 and len(shortened.numpy()) < len(content) / 2
+    np.testing.assert_array_equal(tf.io.decode_gif(shortened), expected[np.newaxis])
+
+
 def test_the_frame_counts_and_not_the_screen():
     content, _ = animated(1)
     place = content.index(b"\x2c\x00\x00\x00\x00" + struct.pack("<HH", 20, 30))

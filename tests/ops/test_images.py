@@ -117,6 +117,14 @@ def test_exif_data_counts_only_in_a_segment_of_its_own():
     assert int(header(contents)[1]) == int(orientation_alone(contents)) == 1
 
 
+def test_exif_data_end_with_their_segment():
+    contents = with_exif(tiff("<", SIX))
+    start = contents.index(b"Exif") - 2
+    for length in (2, 4, 7, 8, 20):
+        short = contents[:start] + struct.pack(">H", length) + contents[start + 2 :]
+        assert int(header(short)[1]) == int(orientation_alone(short)) == 1
+
+
 def test_damaged_headers_neither_fail_nor_disagree():
     rng = np.random.default_rng(5)
     image = smooth(rng, (40, 30))

@@ -1,10 +1,10 @@
-"""Damages files of every kind at random: whoever reads them must end soon, with a result or an error in words.
+"""Fuzzing: every reader gets randomly damaged files and must return a result or raise a `RefineDetError`, soon.
 
     python -m tests.robustness.fuzzing --cases=20000
 
-A part of it is in the suite (`test_fuzzing.py`). Each target runs in a process of its own, so that a crash or a hang is
-found, too; `work/fuzz` then holds the file that did it. Fails if there is a crash, a case of more than 20 seconds, a
-memory of more than 1 GB, or an exception that is no `RefineDetError`.
+`test_fuzzing.py` runs a few cases of it. Each target runs in its own process, so crashes and hangs are found too;
+`work/fuzz` then holds the file that caused them. Exits with 1 after a crash, a case of more than 20 seconds, more than
+1 GB of memory, or any exception other than a `RefineDetError`.
 """
 
 import argparse
@@ -46,10 +46,10 @@ class Target:
     """A reader of files.
 
     Attributes:
-        seeds: from an empty folder to valid files; may leave more in the folder.
-        read: reads a damaged file; gets the folder and the file's content.
-        share: of the cases, beside the other targets; small where a case takes long.
-        in_suite: whether the suite tries some cases.
+        seeds: returns valid files; may write others to the empty folder that it gets.
+        read: reads a damaged file; gets the folder and the content of the file.
+        share: weight of the target in the number of cases; small where a case is slow.
+        in_suite: whether `test_fuzzing.py` includes it.
     """
 
     seeds: Callable[[Path], list[bytes]]
@@ -59,7 +59,7 @@ class Target:
 
 
 def written(write: Callable[[Path], None], folder: Path) -> bytes:
-    """What a function writes to the path that it is given."""
+    """Returns the bytes that a function writes to a path."""
     write(folder / "seed")
     return (folder / "seed").read_bytes()
 
@@ -90,7 +90,7 @@ def read_picture(folder: Path, content: bytes) -> None:
 
 
 def decode_picture(folder: Path, content: bytes) -> None:
-    """As `serving_bytes` does: what is no image is flagged, and nothing is raised."""
+    """Decodes as `serving_bytes` does, which flags files that are not images and raises nothing."""
     images, _, is_valid = graph_decoder()([content])
     assert images.shape == (1, 64, 64, 3) and is_valid.shape == (1,)
 
@@ -182,7 +182,7 @@ def records(folder: Path) -> list[bytes]:
 
 
 def read_records(folder: Path, content: bytes) -> None:
-    """The damaged records get checksums of their own: TensorFlow's would give most of the damage away."""
+    """Writes the damaged record with a valid checksum; otherwise TensorFlow would refuse nearly all of them."""
     import tensorflow as tf
 
     from refinedet_tf.data.readers.tfrecords import read_tfrecords
@@ -261,7 +261,7 @@ def read_hdf5(folder: Path, content: bytes) -> None:
 
 
 def model_config(folder: Path) -> list[bytes]:
-    """The configuration of a .keras file; in the file itself a checksum gives damage away."""
+    """Returns the configuration of a .keras file; the file itself has a checksum, which reveals most damage."""
     config = {
         "module": "refinedet_tf.model",
         "class_name": "RefineDet",
@@ -282,7 +282,7 @@ def read_model(folder: Path, content: bytes) -> None:
 
 
 def tflite_file(folder: Path) -> list[bytes]:
-    """The network of an exported file, without what is appended to it."""
+    """Returns the flatbuffer of an exported file, without the archive that is appended to it."""
     from refinedet_tf.config import BackboneConfig, ModelConfig
     from refinedet_tf.model import build_model
     from refinedet_tf.serving.metadata import read_metadata
@@ -354,7 +354,7 @@ def damaged(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
 
 
 def is_refused(target: Target, folder: Path, content: bytes) -> bool:
-    """Whether a file is refused in words, which can be printed."""
+    """Whether a file is refused with a `RefineDetError` whose message can be printed."""
     try:
         target.read(folder, content)
     except RefineDetError as error:
@@ -364,7 +364,7 @@ def is_refused(target: Target, folder: Path, content: bytes) -> bool:
 
 
 def fuzz(name: str, cases: int, seed: int) -> None:
-    """Tries cases of one target and writes what there is to say to `work/fuzz/NAME.json`; runs in its own process."""
+    """Runs the cases of one target and writes a summary to `work/fuzz/NAME.json`; called in a new process."""
     target, results, failures = TARGETS[name], collections.Counter(), {}
     slowest, before = 0.0, None
     with tempfile.TemporaryDirectory() as place:
@@ -407,15 +407,15 @@ def fuzz(name: str, cases: int, seed: int) -> None:
 
 
 def main() -> None:
-    """Tries all targets and prints a table."""
+    """Runs the targets and prints a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", type=int, default=20_000, help="of all targets together")
+    parser.add_argument("--cases", type=int, default=20_000, help="of all targets together, also with --only")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", choices=TARGETS, help="some of the targets")
+    parser.add_argument("--only", nargs="*", choices=TARGETS, help="some of the targets, with their part of the cases")
     arguments = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
     names = arguments.only or list(TARGETS)
-    whole, failed, total = sum(TARGETS[name].share for name in names), False, 0
+    whole, failed, total = sum(target.share for target in TARGETS.values()), False, 0
     print(f"{'target':20}{'cases':>8}{'read':>8}{'refused':>9}{'slowest':>10}{'memory':>10}  failures")
     context = multiprocessing.get_context("spawn")
     for name in names:

@@ -23,6 +23,7 @@ from refinedet_tf.serving.outputs import OUTPUT_NAMES, from_outputs, to_outputs
 from refinedet_tf.serving.saved_model import export_saved_model
 from refinedet_tf.serving.signatures import decode_batch, signatures
 from refinedet_tf.serving.warmup import write_warmup_requests
+from refinedet_tf.verification import _memory, _reset_peak_memory
 
 # Runs elsewhere: loads the SavedModel given first, feeds it the arrays of the .npz given second, in which
 # "signature/case/input" names an input, and writes outputs as "signature/case/output".
@@ -131,6 +132,16 @@ def test_a_decompression_bomb_is_never_decoded(served):
     outputs = serve(image_bytes=tf.constant([*bombs, of_size(8, 8, "PNG")]))
     assert outputs["image_is_valid"].numpy().tolist() == [False, False, True]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB; 400 megapixels take 1.2 GB
+
+
+def test_one_full_size_image_is_in_memory_at_a_time(served):
+    photo = in_format(np.zeros((3000, 4000, 3), np.uint8), "PNG", compress_level=1)
+    before = _reset_peak_memory()
+    if before is None:
+        pytest.skip("the peak of a process's memory cannot be reset here")
+    outputs = served["serving_bytes"](image_bytes=tf.constant([photo] * 8))
+    assert outputs["image_is_valid"].numpy().all()
+    assert _memory("VmHWM") - before < 4 * 34.4  # MiB of a photo
 
 
 @pytest.mark.parametrize("name", ["serving_default", "serving_bytes", "serving_raw", "serving_tunable"])

@@ -171,6 +171,21 @@ def test_evaluations_come_every_so_many_epochs_and_after_the_last(wired, monkeyp
     assert given == {"batch_size": 4, "protocol": "paper"}
 
 
+def test_tensorboard_shows_each_epoch_with_the_rate_of_its_last_step(wired, tmp_path):
+    run, _ = wired
+    rows = [{"epoch": 0, "loss": 2.5, "val_ap": None}, {"epoch": 1, "loss": 1.5, "val_ap": None}]
+    for count in (1, 2):
+        run._write_summaries(Progress(epoch=count, rows=rows[:count], evaluations=[]), SimpleNamespace(path=tmp_path))
+    found = {}
+    for path in sorted((tmp_path / "tensorboard").iterdir()):
+        for event in tf.compat.v1.train.summary_iterator(str(path)):
+            for value in event.summary.value:
+                found.setdefault(value.tag, {})[event.step] = float(tf.make_ndarray(value.tensor))
+    assert found.pop("loss") == {1: 2.5, 2: 1.5}
+    rates = {epoch: pytest.approx(float(run._schedule(2 * epoch - 1))) for epoch in (1, 2)}
+    assert found == {"learning_rate": rates} and rates[1] != float(run._schedule(0))
+
+
 @pytest.mark.parametrize(
     "values, best", [([0.3, 0.2, 0.1], 1), ([0.1, 0.2, 0.3], 3), ([None, 0.0, 0.0], 2), ([0.2, None, 0.1], 1)]
 )

@@ -16,6 +16,7 @@ from refinedet_tf.model import RefineDet
 from refinedet_tf.stacks import KERAS_MAJOR
 from refinedet_tf.weights import load_model, load_weights
 from refinedet_tf.weights.assignment import assign, by_name, is_detector_layer, named_variables
+from refinedet_tf.weights.class_maps import fit_classes
 from tests.backbones.test_kerascv import NETWORKS
 from tests.conftest import PROJECT
 
@@ -234,6 +235,14 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_is_changed(other_mod
     assert "conv_pw_3/kernel: (1, 1, 32, 32) of type <U4 in the file" in lines[4]
     assert lines[5] == "  in the file, but not in the model: surplus"
     assert_unchanged(other_model, before)
+
+
+def test_class_heads_for_the_background_alone_do_not_fit(tiny_model, renamed_model):
+    """They are not taken for those of other classes, which would be left out."""
+    arrays = {name: value[..., :3] if name in CLASS_VARIABLES else value for name, value in values(tiny_model).items()}
+    with pytest.raises(WeightFileError, match=r"odm3_classes_pointwise/bias: \(3,\) in the file, \(15,\) in the model"):
+        weights = by_name("a test", arrays)
+        assign(renamed_model, fit_classes(renamed_model, weights, None, "file.npz").weights, "file.npz")
 
 
 def test_a_file_of_another_network_is_refused(other_model):

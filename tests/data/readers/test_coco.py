@@ -152,6 +152,11 @@ def test_every_defect_is_named_and_the_rest_survives(coco_folder):
     assert "annotation 2 of 001.jpg: cat (10, 10, 10, 20)" in found.defects[3].where
 
 
+def test_a_layout_is_given_by_name(coco_folder):
+    with pytest.raises(TypeError, match="positional argument"):
+        read_coco(coco_folder.root, None, None, "annotations/instances_train.json")
+
+
 def test_several_splits_are_read_as_one_set(coco_folder):
     coco_folder.add(1, [(3, [1, 1, 5, 5])])
     coco_folder.read(["cat"])

@@ -97,6 +97,23 @@ def test_the_picture_of_an_image_has_its_own_errors(report, monkeypatch):
         assert all((np.abs(found - box).max(axis=1) < 1e-3).any() for box in boxes[~dashed])
 
 
+def test_curves_have_their_numbers_and_axes(report, monkeypatch):
+    analysis, _, _, _ = report
+    monkeypatch.setattr(figures, "_svg", lambda figure: figure)
+    (panel,) = figures.precision_recall_figure(analysis).axes
+    assert panel.get_xlim() == panel.get_ylim() == (0, 1.02)
+    curves, dots = panel.lines[::2], panel.lines[1::2]
+    for curve, line, dot in zip(analysis.curves, curves, dots, strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), np.stack([curve.recall, curve.precision], axis=1))
+        precision, recall, _ = curve.at(analysis.score_thresholds[line.get_label()])
+        assert dot.get_xydata().tolist() == [[recall, precision]]
+    (panel,) = figures.threshold_figure(analysis).axes
+    assert (panel.get_xlim(), panel.get_ylim()) == ((0, 1), (0, 1.02))
+    for curve, line in zip(analysis.curves, panel.lines, strict=True):
+        np.testing.assert_allclose(line.get_xdata(), np.arange(1, 100) / 100)
+        assert [curve.at(threshold)[2] for threshold in line.get_xdata()] == line.get_ydata().tolist()
+
+
 def test_a_suspicion_is_shown_with_what_is_around_it():
     image = np.random.default_rng(0).integers(0, 255, (100, 200, 3)).astype(np.uint8)
     for box, size in (
