@@ -159,6 +159,9 @@ def test_detections_are_counted_from_1_as_published():
     assert evaluate([exact], data).voc.rows[0].ap_area == 0
     shifted = dataclasses.replace(exact, boxes=exact.boxes - 1)
     assert evaluate([shifted], data).voc.rows[0].ap_area == 1
+    for box in ([10, 100, 90, 100], [100, 10, 100, 90]):  # the last row and the last column stay where they are
+        at_border = dataclasses.replace(exact, boxes=np.array([box]) - 1.0)
+        assert evaluate([at_border], ExampleSet([example(100, 100, [box], [0])], NAMES, [])).voc.rows[0].ap_area == 1
 
 
 def test_truths_are_the_annotations_pixels():
