@@ -1,6 +1,8 @@
 """Image files of all kinds, as cameras and programs write them."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -59,3 +61,11 @@ def jpegs():
         files[f"{mode}_{orientation}"] = encode(smooth(rng, (91, 67), mode), "JPEG", orientation)
     assert len(files) == 40
     return files
+
+
+def png_that_claims(height, width):
+    """The header of a PNG that would unpack to height x width pixels, without the pixels."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    parts = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -12,7 +12,7 @@ from PIL import Image
 from refinedet_tf.inference.detector import Detector, read_image
 from tests.commands import refinedet
 from tests.conftest import PROJECT
-from tests.serving.test_signatures import png_that_claims
+from tests.photos import png_that_claims
 
 # Runs a script where TensorFlow cannot be imported.
 WITHOUT_TENSORFLOW = """

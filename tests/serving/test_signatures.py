@@ -4,10 +4,8 @@ import dataclasses
 import functools
 import io
 import resource
-import struct
 import subprocess
 import sys
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +22,7 @@ from refinedet_tf.serving.saved_model import export_saved_model
 from refinedet_tf.serving.signatures import decode_batch, signatures
 from refinedet_tf.serving.warmup import write_warmup_requests
 from refinedet_tf.verification import _memory, _reset_peak_memory
+from tests.photos import png_that_claims
 
 # Runs elsewhere: loads the SavedModel given first, feeds it the arrays of the .npz given second, in which
 # "signature/case/input" names an input, and writes outputs as "signature/case/output".
@@ -71,14 +70,6 @@ def files(batches):
     """Image files of two sizes and two formats, and what is none: text, a JPEG and a PNG cut short, nothing."""
     good = [encode(batches["small"][0], "png"), encode(batches["large"][1], "jpeg"), encode(batches["large"][2], "png")]
     return [good[0], b"no image", good[1], good[1][: len(good[1]) // 2], good[2][:-1000], b"", good[2]]
-
-
-def png_that_claims(height, width):
-    """The header of a PNG that would unpack to height x width pixels, without the pixels."""
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
-    parts = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def in_format(image, kind, **options):

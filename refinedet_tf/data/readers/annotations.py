@@ -22,7 +22,8 @@ from tqdm import tqdm
 from refinedet_tf.data.examples import Defect, Example, ExampleSet
 from refinedet_tf.errors import DataError, did_you_mean
 from refinedet_tf.ops import images as image_ops
-from refinedet_tf.ops.image_headers import read_orientation
+from refinedet_tf.ops.gif import first_frame, is_gif
+from refinedet_tf.ops.image_headers import read_header, read_orientation
 
 
 @dataclass
@@ -115,23 +116,34 @@ def check_image(contents: bytes, where: str, defects: list[Defect]) -> CheckedIm
     Args:
         contents: the encoded image.
         where: the name of the image in a defect.
-        defects: extended if the image cannot be decoded.
+        defects: extended if the image cannot be decoded, or claims more than `MAX_PIXELS` pixels.
 
     Returns:
-        The image, or None if it is unreadable.
+        The image, or None if it cannot be used.
     """
     try:
         height, width, orientation = _size_and_orientation(tf.constant(contents)).numpy().tolist()
     except tf.errors.OpError as error:
         defects.append(Defect(where, f"unreadable image, skipped: {_reason(error)}"))
         return None
+    if not height:
+        defects.append(Defect(where, f"image of more than {image_ops.MAX_PIXELS / 1e6:g} megapixels, skipped"))
+        return None
     return CheckedImage(height, width, orientation)
 
 
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def _size_and_orientation(contents: tf.Tensor) -> tf.Tensor:
-    orientation = read_orientation(contents)
-    return tf.concat([tf.shape(image_ops.decode(contents))[:2], [orientation]], axis=0)
+    """Returns upright height and width, zeros for an image that is too large to decode, and the EXIF orientation."""
+    pixels = tf.cond(
+        is_gif(contents), lambda: first_frame(contents)[1], lambda: tf.reduce_prod(read_header(contents)[0])
+    )
+    size = tf.cond(
+        pixels > image_ops.MAX_PIXELS,
+        lambda: tf.zeros([2], tf.int32),
+        lambda: tf.shape(image_ops.decode(contents))[:2],
+    )
+    return tf.concat([size, [read_orientation(contents)]], axis=0)
 
 
 def _reason(error: tf.errors.OpError) -> str:

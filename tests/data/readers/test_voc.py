@@ -1,4 +1,5 @@
 import re
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from refinedet_tf.data.readers.voc import read_voc
 from refinedet_tf.errors import DataError
 from tests.conftest import PROJECT
 from tests.data.conftest import VocFolder, voc_object
-from tests.photos import encode, stored
+from tests.photos import encode, png_that_claims, stored
 
 SHARED = PROJECT.parent / "shared/data"
 VOC_CLASSES = [
@@ -130,6 +131,21 @@ def test_every_defect_is_named_and_the_rest_survives(voc_folder):
     assert summary[0] == "4 images (1 without boxes), 5 boxes: cat 5"
     assert sum(int(line.split(" x ")[0]) for line in summary[1:]) == len(found.defects)
     assert any(line.startswith("3 x unreadable box, dropped; first: ") and "object 4" in line for line in summary)
+
+
+def test_an_image_that_claims_too_many_pixels_is_a_defect_and_is_not_decoded(voc_folder):
+    cat = voc_object("cat", (10, 10, 20, 20))
+    voc_folder.add("good", [cat])
+    gif = bytearray(encode(Image.new("RGB", (50, 40)), "GIF"))
+    place = gif.index(b"\x2c\x00\x00\x00\x00" + struct.pack("<HH", 50, 40))
+    gif[place + 5 : place + 9] = struct.pack("<HH", 60_000, 50_000)
+    for name, content in (("png", png_that_claims(20_000, 20_000)), ("gif", bytes(gif))):
+        voc_folder.add(name, [cat]).write_bytes(content)
+    found = read_voc(voc_folder.root, ["train"], ["cat"])
+    assert [example.image_id for example in found.examples] == ["good"]
+    assert [(Path(defect.where).name, defect.what) for defect in found.defects] == [
+        (name, "image of more than 36 megapixels, skipped") for name in ("png.jpg", "gif.jpg")
+    ]
 
 
 def test_several_years_below_one_devkit_are_read_as_one_set(tmp_path):
