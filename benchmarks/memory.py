@@ -4,7 +4,8 @@ python benchmarks/memory.py [--config=refinedet320_vgg16_voc07 --config=refinede
 
 XLA compiles the step for this machine's CPU, from shapes alone, and says how much memory it lays out: weights, momenta,
 inputs, and all activations and gradients that live at the same time. On a GPU fusion and layouts differ, and
-convolutions take workspace on top, so the figures are an estimate there.
+convolutions take workspace on top, so the figures are an estimate there; the card named is the smallest with a tenth
+more than the total.
 """
 
 import os
@@ -26,6 +27,7 @@ from refinedet_tf.training.optimizers import build_optimizer
 FLAGS = flags.FLAGS
 PARTS = ("parameter", "preallocated temp", "total")
 OVERRIDES = ["train.weights=null"]
+CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 141)  # GB of usual cards
 
 
 def compile_step(name):
@@ -35,20 +37,32 @@ def compile_step(name):
     model.compile(build_optimizer(config.train, 100))
     model.optimizer.build(model.trainable_variables)
     batch, boxes = FLAGS.batch_size or config.train.batch_size, config.data.max_boxes
-    targets = {"boxes": tf.TensorSpec([batch, boxes, 4]), "classes": tf.TensorSpec([batch, boxes], tf.int32)}
-    images = tf.TensorSpec([batch, *config.model.input_size, 3])
-    tf.function(model.train_step, jit_compile=True).experimental_get_compiler_ir((images, targets))("optimized_hlo")
-    return batch
+
+    @tf.function(jit_compile=True)
+    def step(images, boxes, classes):
+        return model.train_step((images, {"boxes": boxes, "classes": classes}))
+
+    shapes = (
+        tf.TensorSpec([batch, *config.model.input_size, 3]),
+        tf.TensorSpec([batch, boxes, 4]),
+        tf.TensorSpec([batch, boxes], tf.int32),
+    )
+    step.experimental_get_compiler_ir(*shapes)("optimized_hlo")
 
 
 def analysis(text):
-    """The bytes of each part in XLA's file about the assignment of buffers."""
+    """The bytes of each part in XLA's file about the assignment of buffers, which leaves out parts of no size."""
     units = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-    found = {}
+    found = dict.fromkeys(PARTS, 0.0)
     for part in PARTS:
-        size, unit = re.search(rf"{part} allocation:\s+([\d.]+)\s*(\w+)", text).groups()
-        found[part] = float(size) * units[unit]
+        if match := re.search(rf"\b{part} allocation:\s+([\d.]+)\s*(\w+)", text):
+            found[part] = float(match[1]) * units[match[2]]
     return found
+
+
+def smallest_card(size):
+    """The memory of the smallest usual card that holds some bytes and a tenth more."""
+    return next((f"{card} GB" for card in CARDS if 1.1 * size <= card * 1e9), "none")
 
 
 def main(argv):
@@ -57,7 +71,7 @@ def main(argv):
     if FLAGS.child:
         compile_step(FLAGS.config[0])
         return
-    print(f"{'recipe':32}" + "".join(f"{part + ' MiB':>24}" for part in PARTS))
+    print(f"{'recipe':32}" + "".join(f"{part + ' MiB':>24}" for part in PARTS) + f"{'card':>10}")
     for name in FLAGS.config:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, __file__, "--child", f"--config={name}", f"--precision={FLAGS.precision}"]
@@ -66,7 +80,8 @@ def main(argv):
             texts = [path.read_text() for path in Path(folder).glob("*buffer-assignment.txt")]
         # The step is the largest of what was compiled.
         largest = max((analysis(text) for text in texts), key=lambda found: found["total"])
-        print(f"{name:32}" + "".join(f"{largest[part] / 2**20:24.0f}" for part in PARTS))
+        sizes = "".join(f"{largest[part] / 2**20:24.0f}" for part in PARTS)
+        print(f"{name:32}{sizes}{smallest_card(largest['total']):>10}")
     print(f"batch {FLAGS.batch_size or 'of the recipe'}, {FLAGS.precision}, TensorFlow {tf.__version__}, XLA for CPU")
 
 
