@@ -42,9 +42,10 @@ def assert_equal_predictions(path, expected_path):
     found, expected = np.load(path), np.load(expected_path)
     assert set(found) == set(expected) and len(found.files) == 4
     for name in expected:
-        # Both stacks compute in float32, with kernels of different releases.
+        # Both stacks compute in float32, with kernels of different releases: through forty layers of random weights,
+        # logits of up to 1 have differed by 2.6e-5.
         assert np.abs(expected[name]).max() > 0.1, name
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-4, err_msg=name)
 
 
 @needs_other

@@ -62,5 +62,8 @@ class OnnxModel:
         Returns:
             Detections `[b, k, ...]` as `RefineDet.detect` returns them.
         """
-        values = self._session.run(list(OUTPUT_NAMES), {"images": np.asarray(images)})
-        return from_outputs(dict(zip(OUTPUT_NAMES, values, strict=True)))
+        # An empty batch kills ONNX Runtime before 1.31, which divides by zero; and in files written on TensorFlow 2.15
+        # the number of anchors cannot be derived from it. A blank image stands in.
+        filled = np.asarray(images) if len(images) else np.zeros((1, *np.shape(images)[1:]), np.uint8)
+        values = self._session.run(list(OUTPUT_NAMES), {"images": filled})
+        return from_outputs({name: value[: len(images)] for name, value in zip(OUTPUT_NAMES, values, strict=True)})

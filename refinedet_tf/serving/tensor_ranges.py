@@ -93,17 +93,18 @@ def layer_of_tensor(tensor_name: str, layers: Collection[str]) -> str | None:
     """Returns the layer that computes a tensor, from its name, which lists the operations that were fused.
 
     `refinedet_1/conv1_bn_1/add;refinedet_1/conv1_1/convolution` comes from `conv1`: a convolution comes before what is
-    fused into it. TensorFlow may have added a number to a layer's name.
+    fused into it. TensorFlow may have added a number to a layer's name. TensorFlow 2.15 also lists layers that share a
+    constant with this one, such as a zero bias; the tensor's own convolution comes after theirs.
     """
-    found = []
+    convolutions, others = [], []
     for operation in tensor_name.split(";"):
         *scopes, kind = operation.split("/")
         for scope in scopes:
             layer = scope if scope in layers else re.sub(r"_\d+$", "", scope)
             if layer in layers:
-                is_convolution = "conv" in kind.lower() or kind == "depthwise"
-                found.append((not is_convolution, len(layer), layer))
-    return min(found)[-1] if found else None
+                is_convolution = "conv" in kind.lower() or kind.startswith("depthwise")
+                (convolutions if is_convolution else others).append(layer)
+    return convolutions[-1] if convolutions else min(others, key=lambda layer: (len(layer), layer), default=None)
 
 
 def write_tensor_ranges(ranges: Sequence[TensorRange], path: str | os.PathLike) -> None:

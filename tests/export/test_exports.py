@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from refinedet_tf.inference.detector import Detector, read_image
+from refinedet_tf.inference.tflite_runner import TFLiteModel
 from tests.commands import refinedet
 from tests.conftest import PROJECT
 from tests.photos import png_that_claims
@@ -67,7 +68,7 @@ def photos(shapes_dir, tmp_path_factory):
 
 
 def test_the_example_for_devices_detects_without_tensorflow(exported_file, photos):
-    pytest.importorskip("ai_edge_litert")
+    litert = pytest.importorskip("ai_edge_litert.interpreter")
     result = run("-c", WITHOUT_TENSORFLOW, "export/edge/detect.py", f"--model={exported_file}", photos,
                  "--score_threshold=0.02")  # fmt: skip
     # Two files cannot be read: one line for each, and the results of the others.
@@ -79,7 +80,9 @@ def test_the_example_for_devices_detects_without_tensorflow(exported_file, photo
     assert (upright["file"], turned["file"]) == (str(photos / "a.png"), str(photos / "b.png"))
     assert upright["detections"] == turned["detections"]
     found = upright["detections"]
-    expected = Detector.load(exported_file).detect(read_image(photos / "a.png"), 0.02)
+    # On the same runtime: int8 kernels of other releases round differently, which changes what is suppressed.
+    detector = Detector.from_export(TFLiteModel(exported_file, interpreter=litert.Interpreter))
+    expected = detector.detect(read_image(photos / "a.png"), 0.02)
     assert len(found) == len(expected.scores) > 5
     np.testing.assert_allclose([entry["score"] for entry in found], expected.scores, atol=1e-3)
     # Equal scores come in any order, so each box is looked for among all of the other side.

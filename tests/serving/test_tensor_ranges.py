@@ -68,10 +68,14 @@ def test_ranges_are_written_as_csv(ranges, tmp_path):
         ("refinedet_1/conv_dw_1_bn_1/add;refinedet_1/conv_dw_1_1/depthwise", "conv_dw_1"),
         ("refinedet_1/P3_bn_1/add_1;refinedet_1/P3_pointwise_1/convolution", "P3_pointwise"),
         ("refinedet/conv1/Relu6", "conv1"),
+        # TensorFlow 2.15 names a layer with an equal constant, too.
+        ("refinedet/TL3_1_bn/FusedBatchNormV3;refinedet/P3/Conv2D;refinedet/TL3_1/Conv2D", "TL3_1"),
+        ("refinedet/TL3_1/BiasAdd;refinedet/P3/Conv2D;refinedet/TL3_1/Conv2D;refinedet/P3/BiasAdd/resource", "TL3_1"),
+        ("refinedet/conv_dw_1_bn/FusedBatchNormV3;refinedet/P3/Conv2D;refinedet/conv_dw_1/depthwise", "conv_dw_1"),
         ("refinedet_1/TL3_1_1/convolution", "TL3_1"),
         ("StatefulPartitionedCall:0", None),
     ],
 )
 def test_the_layer_is_found_in_the_name_of_a_tensor(tensor, layer):
-    layers = ["conv1", "conv1_bn", "conv_dw_1", "conv_dw_1_bn", "P3_bn", "P3_pointwise", "TL3_1", "TL3_1_bn"]
+    layers = ["conv1", "conv1_bn", "conv_dw_1", "conv_dw_1_bn", "P3", "P3_bn", "P3_pointwise", "TL3_1", "TL3_1_bn"]
     assert layer_of_tensor(tensor, layers) == layer

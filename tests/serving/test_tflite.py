@@ -17,6 +17,7 @@ from refinedet_tf.ops.boxes import pairwise_iou
 from refinedet_tf.ops.detections import decode_predictions, suppress
 from refinedet_tf.serving.metadata import read_metadata
 from refinedet_tf.serving.tflite import convert_tflite
+from refinedet_tf.stacks import KERAS_MAJOR
 from tests.conftest import CUT, coarse_noise
 
 SIZE = (64, 128)
@@ -51,6 +52,13 @@ def assert_same(found, live, tolerance=1e-5):
     assert near.any(axis=0).all() and near.any(axis=1).all()
 
 
+def agreement(found, live):
+    """Mean overlap of the best hundred live detections with the nearest of their class among those found."""
+    overlap = pairwise_iou(live["boxes"][:100], found["boxes"]).numpy()
+    overlap *= live["classes"][:100, np.newaxis] == found["classes"]
+    return overlap.max(axis=1).mean()
+
+
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 def test_a_float_file_detects_what_the_model_detects(cut_model, tflite_files, photos, num_threads):
     # On two threads TFLite's operation loses a class, were it not for the unused ones.
@@ -71,7 +79,11 @@ def test_both_runtimes_give_the_same(tflite_files, photos, kind):
     litert = pytest.importorskip("ai_edge_litert.interpreter")
     runtimes = (tf.lite.Interpreter, litert.Interpreter)
     here, there = (TFLiteModel(tflite_files(*kind), interpreter=runtime).detect(photos[0]) for runtime in runtimes)
-    assert_same(here, there)
+    if kind == INT8 and KERAS_MAJOR == 2:
+        # Releases of TFLite that are years apart round int8 differently, which changes what is suppressed.
+        assert agreement(here, there) > 0.9 and agreement(there, here) > 0.9
+    else:
+        assert_same(here, there)
 
 
 @pytest.mark.parametrize("kind", [FLOAT, INT8])
@@ -105,10 +117,7 @@ def test_int8_detections_are_near_the_models(cut_model, tflite_files, photos):
     for photo in photos:
         found = served.detect(photo)
         live = live_detections(cut_model, served.prepare(photo)[0])
-        best = live["boxes"][:100]
-        overlap = pairwise_iou(best, found["boxes"]).numpy()
-        overlap *= live["classes"][:100, np.newaxis] == found["classes"]
-        assert overlap.max(axis=1).mean() > 0.8  # forty random layers; trained ones agree better
+        assert agreement(found, live) > 0.8  # forty random layers; trained ones agree better
 
 
 @pytest.mark.parametrize("kind, share, error", [(FLOAT16, 0.51, 0.01), (DYNAMIC, 0.4, 0.3)])
