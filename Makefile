@@ -1,5 +1,5 @@
 # Two commands: `make demo` and `make test`. Both create .venv and install into it first. `make test-tf215` runs the same
-# tests with TensorFlow 2.15 and TensorFlow Addons, in .venv-tf215.
+# tests with TensorFlow 2.15, TensorFlow Addons and the oldest packages that setup.cfg accepts, in .venv-tf215.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -8,8 +8,6 @@ BIN_TF215 := $(VENV_TF215)/bin
 # The first that runs and is 3.10 or 3.11; TensorFlow Addons has no wheels for a newer Python.
 PYTHON_TF215 ?= $(shell for name in python3.11 python3.10 $(PYTHON) python; do $$name -c \
     'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 12))' 2>/dev/null && echo $$name && break; done)
-VENV_LOWEST := .venv-lowest
-BIN_LOWEST := $(VENV_LOWEST)/bin
 # Files in the order of tests/conftest.py, which starts the longest ones first.
 WORKERS := -n 2 --dist loadfile --no-loadscope-reorder --durations=20
 TESTS ?=
@@ -42,8 +40,8 @@ test: lint
 test-tf215: $(VENV_TF215)/installed-test
 	$(BIN_TF215)/python -m pytest $(WORKERS) $(TESTS)
 
-test-lowest: $(VENV_LOWEST)/installed-test
-	$(BIN_LOWEST)/python -m pytest $(WORKERS) $(TESTS)
+# TensorFlow 2.15 is the lower bound of TensorFlow, and its environment has the lower bounds of all the others.
+test-lowest: test-tf215
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -79,14 +77,8 @@ $(VENV_TF215)/installed-test: setup.cfg setup.py pyproject.toml
 	and none was found. Install one, or name it: make test-tf215 PYTHON_TF215=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON_TF215) -m venv $(VENV_TF215)
 	$(BIN_TF215)/python -m pip install --quiet --upgrade pip
-	$(BIN_TF215)/python -m pip install --quiet --editable .[addons,test]
-	touch $@
-
-$(VENV_LOWEST)/installed-test: setup.cfg setup.py pyproject.toml
-	$(PYTHON_TF215) -m venv $(VENV_LOWEST)
-	$(BIN_LOWEST)/python -m pip install --quiet --upgrade pip
-	sed -nE '/^(install_requires|test) =/,/^$$/s/^    ([a-z0-9_-]+)>=([0-9.]+).*/\1==\2/p' setup.cfg > $(VENV_LOWEST)/bounds.txt
-	$(BIN_LOWEST)/python -m pip install --quiet --editable .[test] --constraint $(VENV_LOWEST)/bounds.txt
+	sed -nE '/^(install_requires|test) =/,/^$$/s/^    ([a-z0-9_-]+)>=([0-9.]+).*/\1==\2/p' setup.cfg > $(VENV_TF215)/bounds.txt
+	$(BIN_TF215)/python -m pip install --quiet --editable .[addons,test] --constraint $(VENV_TF215)/bounds.txt
 	touch $@
 
 $(VENV)/installed-mutants: $(VENV)/installed-test
@@ -98,4 +90,4 @@ $(VENV)/installed-docs: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV_TF215) $(VENV_LOWEST) work
+	rm -rf $(VENV) $(VENV_TF215) work
