@@ -25,7 +25,7 @@ from refinedet_tf.model import build_model
 from refinedet_tf.training.optimizers import build_optimizer
 
 FLAGS = flags.FLAGS
-PARTS = ("parameter", "preallocated temp", "total")
+PARTS = ("parameter", "preallocated-temp", "total")
 OVERRIDES = ["train.weights=null"]
 CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 141)  # GB of usual cards
 
@@ -51,13 +51,10 @@ def compile_step(name):
 
 
 def analysis(text):
-    """The bytes of each part in XLA's file about the assignment of buffers, which leaves out parts of no size."""
-    units = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-    found = dict.fromkeys(PARTS, 0.0)
-    for part in PARTS:
-        if match := re.search(rf"\b{part} allocation:\s+([\d.]+)\s*(\w+)", text):
-            found[part] = float(match[1]) * units[match[2]]
-    return found
+    """The bytes of each part in XLA's file about the assignment of buffers."""
+    allocations = re.findall(r"^allocation \d+: size (\d+), (.*)", text, flags=re.MULTILINE)
+    found = {part: sum(int(size) for size, kind in allocations if part in kind) for part in PARTS[:-1]}
+    return {**found, "total": int(re.search(r"^Total bytes used: (\d+)", text, flags=re.MULTILINE)[1])}
 
 
 def smallest_card(size):
