@@ -240,9 +240,10 @@ def test_everything_that_does_not_fit_is_listed_and_nothing_is_changed(other_mod
 def test_class_heads_for_the_background_alone_do_not_fit(tiny_model, renamed_model):
     """They are not taken for those of other classes, which would be left out."""
     arrays = {name: value[..., :3] if name in CLASS_VARIABLES else value for name, value in values(tiny_model).items()}
+    fitted = fit_classes(renamed_model, by_name("a test", arrays), None, "file.npz")
+    assert fitted.left_out == fitted.lines == []
     with pytest.raises(WeightFileError, match=r"odm3_classes_pointwise/bias: \(3,\) in the file, \(15,\) in the model"):
-        weights = by_name("a test", arrays)
-        assign(renamed_model, fit_classes(renamed_model, weights, None, "file.npz").weights, "file.npz")
+        assign(renamed_model, fitted.weights, "file.npz")
 
 
 def test_a_file_of_another_network_is_refused(other_model):
