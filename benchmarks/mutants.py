@@ -37,6 +37,8 @@ MAX_MEMORY = 12 * 2**30  # bytes for a test process: a mutant may allocate witho
 # New processes start with the imports that all tests share, which take longer than many tests.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["pytest", "hypothesis", "tensorflow", "keras"])
+# By exit code of pytest; "skipped" where the tests need a package that is not installed.
+OUTCOMES = {None: "timeout", pytest.ExitCode.OK: "survived", pytest.ExitCode.NO_TESTS_COLLECTED: "skipped"}
 # Test files of modules without a test file of the same name, the fastest first: a run ends with the first failure.
 TESTS = {
     ".": ["test_packaging.py"],
@@ -204,13 +206,13 @@ def try_mutant(mutant: Mutant, timeout: float) -> dict:
         process.start()
         try:
             process.join(timeout)
-            outcome = {None: "timeout", 0: "survived"}.get(process.exitcode, "noticed")
+            outcome = OUTCOMES.get(process.exitcode, "noticed")
         finally:
             if process.is_alive():
                 os.killpg(process.pid, signal.SIGKILL)
         output = log.read_text(errors="replace")
     failures = [line for line in output.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    if outcome == "noticed" and process.exitcode in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+    if process.exitcode == pytest.ExitCode.USAGE_ERROR:
         raise SystemExit(f"The tests of {mutant.module} cannot be run:\n{output}")
     return {
         "key": mutant.key,
@@ -239,6 +241,7 @@ def _run_tests(tree: str, tests: list[str], log: str) -> None:
 
 def summary(results: list[dict], count: int) -> str:
     """Returns the score and the survivors."""
+    results = [result for result in results if result["outcome"] != "skipped"]
     survivors = [result for result in results if result["outcome"] == "survived"]
     noticed = len(results) - len(survivors)
     share = f", {100 * noticed / len(results):.0f} %" if results else ""
