@@ -10,7 +10,7 @@ from refinedet_tf.errors import ExportError
 from refinedet_tf.inference.decoding import decode_batch
 from refinedet_tf.serving.inputs import INPUT_NAME, InputForm
 from refinedet_tf.serving.metadata import MAX_THREADS, read_metadata
-from refinedet_tf.serving.outputs import from_outputs
+from refinedet_tf.serving.outputs import OUTPUT_NAMES, PREDICTION_NAMES, from_outputs
 from refinedet_tf.serving.tflite_structure import check_structure
 
 
@@ -41,6 +41,7 @@ class TFLiteModel:
         Raises:
             ExportError: the file carries no metadata of this project, is damaged, or is not what it claims to be.
         """
+        self._path = os.fspath(path)
         self.metadata = read_metadata(path)
         check_structure(path)
         self.classes = self.metadata.classes
@@ -52,14 +53,25 @@ class TFLiteModel:
             self._interpreter = interpreter(model_path=os.fspath(path), num_threads=num_threads)
             self._run = self._interpreter.get_signature_runner("serving_default")
             shape = self._run.get_input_details()[INPUT_NAME]["shape"].tolist()
+            outputs = set(self._run.get_output_details())
         except (ValueError, RuntimeError, KeyError) as error:
             raise ExportError(f"{os.fspath(path)} cannot be run: {error}") from error
         if shape != [1, *self._form.resizing.size, 3]:
             raise ExportError(f"{os.fspath(path)} takes images of shape {shape}, which its settings do not say.")
+        missing = set(OUTPUT_NAMES if self.metadata.anchors is None else PREDICTION_NAMES) - outputs
+        if missing:
+            raise ExportError(f"{os.fspath(path)} lacks the outputs {', '.join(sorted(missing))}.")
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Returns the outputs for one image in the form of the input, `[1, h, w, 3]`."""
-        return self._run(images=images)
+        """Returns the outputs for one image in the form of the input, `[1, h, w, 3]`.
+
+        Raises:
+            ExportError: an operation of the file cannot be computed.
+        """
+        try:
+            return self._run(images=images)
+        except RuntimeError as error:
+            raise ExportError(f"{self._path} cannot be run: {error}") from error
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """Converts an image `[h, w, 3]` of any size, RGB, 0..255, to the form of the input, `[1, h, w, 3]`."""

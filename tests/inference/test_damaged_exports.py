@@ -7,10 +7,12 @@ import zipfile
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from refinedet_tf.errors import ExportError
 from refinedet_tf.inference.detector import Detector
 from refinedet_tf.inference.saved_model_runner import read_settings
+from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.serving.metadata import Metadata, append_metadata, read_metadata
 
 FILES = ["saved_model.pb", "variables/variables.index", "variables/variables.data-00000-of-00001",
@@ -79,6 +81,29 @@ def test_a_damaged_tflite_file_never_reaches_the_interpreter(tflite_files, tmp_p
         changed[place] ^= 0x80
         path.write_bytes(changed)
         assert is_refused(path)
+
+
+def test_a_network_that_cannot_be_computed_or_lacks_an_output_is_refused(tflite_files):
+    path = tflite_files("none", "op", "float32")
+    model = TFLiteModel(path)
+
+    def fail(**_):
+        raise RuntimeError("Node number 0 (ZEROS_LIKE) failed to invoke.")
+
+    model._run = fail
+    with pytest.raises(ExportError, match=r"\.tflite cannot be run: Node number 0"):
+        model.detect(np.zeros((8, 8, 3), np.uint8))
+
+    class WithoutCount(tf.lite.Interpreter):
+        def get_signature_runner(self, key):
+            runner = super().get_signature_runner(key)
+            details = runner.get_output_details()
+            details.pop("num_detections")
+            runner.get_output_details = lambda: details
+            return runner
+
+    with pytest.raises(ExportError, match=r"\.tflite lacks the outputs num_detections\."):
+        TFLiteModel(path, interpreter=WithoutCount)
 
 
 def archive_of(network=b"network", **members):
