@@ -407,6 +407,9 @@ ALIAS_BOMB = "a: &a [x, x]\n" + "".join(
         ("model: {classes: [cat], 3: 4}", "the key 3 must be a name"),
         ("model: {classes: [cat], ? [a] : 4}", "not a readable recipe"),
         ("model: {classes: {a: b}}", "recipe.yaml"),
+        ("model: {classes: [cat], input_size: [128, {a: b}]}", "model.input_size"),
+        (MINIMAL + "train: {decay_epochs: [{a: 1}]}", "train.decay_epochs"),
+        ("model: {classes: [cat], score_thresholds: {cat: [1]}}", "model.score_thresholds"),
     ],
 )
 def test_odd_files_are_refused_at_once(write, text, message):

@@ -1,8 +1,9 @@
 """Checks values of a recipe beyond their types."""
 
+import dataclasses
 import itertools
 from collections import Counter
-from typing import Any
+from typing import Any, get_args
 
 from refinedet_tf.config.schema import (
     BACKBONES,
@@ -37,6 +38,8 @@ def validate(config: Config) -> None:
     """
     validate_model(config.model)
     data, train = config.data, config.train
+    _check_entries("data", data)
+    _check_entries("train", train)
     _check_choice("data.format", data.format, DATA_FORMATS)
     _check(bool(data.train_splits), "data.train_splits", data.train_splits, "name at least one split")
     _validate_data(data)
@@ -99,6 +102,7 @@ def validate_model(model: ModelConfig) -> None:
     """
     _check(len(model.classes) > 0, "model.classes", model.classes, "name at least one class")
     _check(all(isinstance(name, str) for name in model.classes), "model.classes", model.classes, "must be names")
+    _check_entries("model", model)
     repeated = sorted(name for name, count in Counter(model.classes).items() if count > 1)
     _check(not repeated, "model.classes", model.classes, f"repeats {', '.join(repeated)}")
     sizes = list(model.input_size)
@@ -147,6 +151,18 @@ def validate_model(model: ModelConfig) -> None:
         _check_choice("model.score_thresholds", name, tuple(model.classes))
         _check(0 <= threshold <= 1, f"model.score_thresholds.{name}", threshold, "must be in [0, 1]")
     _check_choice("model.detection.suppression", detection.suppression, SUPPRESSIONS)
+
+
+def _check_entries(key: str, section: Any) -> None:
+    """Checks that lists and mappings of numbers or texts hold no others: OmegaConf lets both stand for an entry."""
+    for each in dataclasses.fields(section):
+        value, kinds = getattr(section, each.name), get_args(each.type)
+        if dataclasses.is_dataclass(value):
+            _check_entries(f"{key}.{each.name}", value)
+        elif kinds and kinds[-1] in (int, float, str) and isinstance(value, list | tuple | dict):
+            entries = value.values() if isinstance(value, dict) else value
+            nested = any(isinstance(entry, list | tuple | dict) for entry in entries)
+            _check(not nested, f"{key}.{each.name}", value, "has a list or a mapping as an entry")
 
 
 def _validate_backbone(backbone: BackboneConfig) -> None:
