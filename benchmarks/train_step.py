@@ -173,7 +173,7 @@ def main(argv):
     for count, values in columns.items():
         print(f"{count} boxes: whole step / forward = {values['whole step'] / values['forward']:.2f}")
     every = load_config(FLAGS.config).train.evaluate_every
-    training, evaluation = (values["whole step"] * every * TRAINED, values["evaluation"] * EVALUATED)
+    training, evaluation = values["whole step"] * every * TRAINED, values["evaluation"] * EVALUATED
     print(
         f"Evaluation of {EVALUATED} images after every {every} epochs of {TRAINED}: "
         f"{evaluation / (training + evaluation):.1%} of the time"

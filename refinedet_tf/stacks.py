@@ -111,7 +111,7 @@ def _shared_gradients(optimizer: keras.optimizers.Optimizer, gradients: list) ->
     the first. So both are done here with the sum, and each replica then gets its part of it.
     """
     replica = tf.distribute.get_replica_context()
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = _inner(optimizer)
     if replica is None or replica.num_replicas_in_sync == 1 or (inner is optimizer and inner.global_clipnorm is None):
         return gradients
     known = [index for index, gradient in enumerate(gradients) if gradient is not None]
@@ -219,8 +219,13 @@ def has_averages(optimizer: keras.optimizers.Optimizer) -> bool:
 
     In Keras 3 the optimizer that scales a mixed_float16 loss does not say so of the one inside it.
     """
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    inner = _inner(optimizer)
     return hasattr(inner, "assign_average_vars") or bool(getattr(inner, "use_ema", False))
+
+
+def _inner(optimizer: Any) -> Any:
+    """Returns the optimizer inside Keras 3's that scales a mixed_float16 loss, or any other optimizer itself."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 def assign_averages(optimizer: keras.optimizers.Optimizer, variables: list[tf.Variable]) -> None:

@@ -53,7 +53,7 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items):
     if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
+        return  # a single process keeps the order that it was asked for
 
     def place(item):
         name = item.path.relative_to(PROJECT / "tests").as_posix()

@@ -50,17 +50,17 @@ class TFLiteModel:
         self._form = InputForm.from_settings(self.metadata.settings["input"])
         num_threads = num_threads or min(os.cpu_count(), MAX_THREADS)
         try:
-            self._interpreter = interpreter(model_path=os.fspath(path), num_threads=num_threads)
+            self._interpreter = interpreter(model_path=self._path, num_threads=num_threads)
             self._run = self._interpreter.get_signature_runner("serving_default")
             shape = self._run.get_input_details()[INPUT_NAME]["shape"].tolist()
             outputs = set(self._run.get_output_details())
         except (ValueError, RuntimeError, KeyError) as error:
-            raise ExportError(f"{os.fspath(path)} cannot be run: {error}") from error
+            raise ExportError(f"{self._path} cannot be run: {error}") from error
         if shape != [1, *self._form.resizing.size, 3]:
-            raise ExportError(f"{os.fspath(path)} takes images of shape {shape}, which its settings do not say.")
+            raise ExportError(f"{self._path} takes images of shape {shape}, which its settings do not say.")
         missing = set(OUTPUT_NAMES if self.metadata.anchors is None else PREDICTION_NAMES) - outputs
         if missing:
-            raise ExportError(f"{os.fspath(path)} lacks the outputs {', '.join(sorted(missing))}.")
+            raise ExportError(f"{self._path} lacks the outputs {', '.join(sorted(missing))}.")
 
     def run(self, images: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the outputs for one image in the form of the input, `[1, h, w, 3]`.

@@ -6,10 +6,35 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from refinedet_tf.ops.image_headers import EXIF_MAGIC, ORIENTATION_TAG, SHORT, is_jpeg, read_orientation
+from refinedet_tf.ops.gif import first_frame, is_gif
+from refinedet_tf.ops.image_headers import (
+    EXIF_MAGIC,
+    ORIENTATION_TAG,
+    SHORT,
+    is_jpeg,
+    read_header,
+    read_orientation,
+)
 
 # Larger images are refused before they are decoded: a file of a few kilobytes can claim gigabytes of pixels.
 MAX_PIXELS = 36_000_000
+
+
+def first_image(contents: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """Returns what to decode of an image file, and how much that is, before anything is decoded.
+
+    Args:
+        contents: string scalar, the whole file.
+
+    Returns:
+        The file, a GIF with its first frame only; and the number of pixels that this image claims, an int64 scalar: 0
+        if unknown.
+    """
+    return tf.cond(
+        is_gif(contents),
+        lambda: first_frame(contents),
+        lambda: (contents, tf.reduce_prod(read_header(contents)[0])),
+    )
 
 
 # A graph of its own: many callers trace it once.

@@ -7,9 +7,7 @@ from tensorflow import keras
 
 from refinedet_tf.config import as_dict
 from refinedet_tf.ops.detections import decode_predictions, suppress
-from refinedet_tf.ops.gif import first_frame, is_gif
-from refinedet_tf.ops.image_headers import read_header
-from refinedet_tf.ops.images import MAX_PIXELS, decode
+from refinedet_tf.ops.images import MAX_PIXELS, decode, first_image
 from refinedet_tf.ops.resizing import Resizing
 from refinedet_tf.serving.outputs import raw_predictions, to_outputs
 
@@ -110,10 +108,7 @@ def decode_batch(contents: tf.Tensor, resizing: Resizing, max_pixels: int) -> tu
     count = tf.shape(contents)[0]
 
     def measure(index: tf.Tensor, content: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        def by_header() -> tuple[tf.Tensor, tf.Tensor]:
-            return content, tf.reduce_prod(read_header(content)[0])
-
-        return index, *tf.cond(is_gif(content), lambda: first_frame(content), by_header)
+        return index, *first_image(content)
 
     def is_small(index: tf.Tensor, content: tf.Tensor, pixels: tf.Tensor) -> tf.Tensor:
         del index, content

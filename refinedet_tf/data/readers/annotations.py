@@ -22,8 +22,7 @@ from tqdm import tqdm
 from refinedet_tf.data.examples import Defect, Example, ExampleSet
 from refinedet_tf.errors import DataError, did_you_mean
 from refinedet_tf.ops import images as image_ops
-from refinedet_tf.ops.gif import first_frame, is_gif
-from refinedet_tf.ops.image_headers import read_header, read_orientation
+from refinedet_tf.ops.image_headers import read_orientation
 
 
 @dataclass
@@ -135,9 +134,7 @@ def check_image(contents: bytes, where: str, defects: list[Defect]) -> CheckedIm
 @tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 def _size_and_orientation(contents: tf.Tensor) -> tf.Tensor:
     """Returns upright height and width, zeros for an image that is too large to decode, and the EXIF orientation."""
-    pixels = tf.cond(
-        is_gif(contents), lambda: first_frame(contents)[1], lambda: tf.reduce_prod(read_header(contents)[0])
-    )
+    _, pixels = image_ops.first_image(contents)
     size = tf.cond(
         pixels > image_ops.MAX_PIXELS,
         lambda: tf.zeros([2], tf.int32),
