@@ -48,6 +48,8 @@ from .inference.video import detect_video as detect_video
 from .losses import RefineDetLoss as RefineDetLoss
 from .model import RefineDet as RefineDet
 from .model import build_model as build_model
+from .pretrained import PretrainedModel as PretrainedModel
+from .pretrained import pretrained_models as pretrained_models
 from .training.trainer import train as train
 from .verification import Agreement as Agreement
 from .verification import verify as verify

@@ -11,8 +11,8 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_string("model", None, "A .keras file, a SavedModel folder, a .tflite file or the work folder of a "
-                        "training run.", required=True)  # fmt: skip
+    flags.DEFINE_string("model", None, "A .keras file, the name of a pretrained model, a SavedModel folder, a .tflite "
+                        "file or the work folder of a training run.", required=True)  # fmt: skip
     flags.DEFINE_multi_string("input", None, "An image, a folder (searched with its sub-folders), a pattern such as "
                               "'photos/**/*.jpg', a video, the number of a camera or the address of a stream. "
                               "Repeatable.", required=True)  # fmt: skip

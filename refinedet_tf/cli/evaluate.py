@@ -19,7 +19,9 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_multi_string("model", [], "A .keras file, a SavedModel folder or a .tflite file; repeatable.")
+    flags.DEFINE_multi_string(
+        "model", [], "A .keras file, the name of a pretrained model, a SavedModel folder or a .tflite file; repeatable."
+    )
     flags.DEFINE_multi_string(
         "detections", [], "Saved detections: detections.json of `refinedet detect` or COCO's result JSON; repeatable."
     )

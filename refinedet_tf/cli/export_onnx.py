@@ -13,7 +13,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_string("model", None, "The .keras file of a trained model.", required=True)
+    flags.DEFINE_string("model", None, "A .keras file or the name of a pretrained model.", required=True)
     flags.DEFINE_string("output", None, "The .onnx file to write.", required=True)
     flags.DEFINE_bool("verify", True, "Compare it with the model, on labeled images or, without any, on drawn ones.")
     define_data_flags(COMPARED)

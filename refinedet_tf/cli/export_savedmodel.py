@@ -13,7 +13,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_string("model", None, "The .keras file of a trained model.", required=True)
+    flags.DEFINE_string("model", None, "A .keras file or the name of a pretrained model.", required=True)
     flags.DEFINE_string("output_dir", None, "The folder to write; it must not exist or be empty.", required=True)
     flags.DEFINE_enum(
         "weights",

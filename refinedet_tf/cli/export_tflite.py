@@ -13,7 +13,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_string("model", None, "The .keras file of a trained model.", required=True)
+    flags.DEFINE_string("model", None, "A .keras file or the name of a pretrained model.", required=True)
     flags.DEFINE_string("output", None, "The .tflite file to write.", required=True)
     quantizations = ["none", "float16", "dynamic", "int8"]
     flags.DEFINE_enum("quantize", "none", quantizations, "Precision of the weights, or with int8 of the network.")

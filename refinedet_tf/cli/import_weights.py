@@ -17,7 +17,8 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "config", None, "The recipe: a name, such as refinedet320_vgg16_voc07, or a YAML file.", required=True
     )
-    flags.DEFINE_string("weights", None, "A .caffemodel, .pth, .keras, .h5 or .npz file, or imagenet.", required=True)
+    flags.DEFINE_string("weights", None, "A .caffemodel, .pth, .keras, .h5 or .npz file, imagenet, or the name of a "
+                        "pretrained model.", required=True)  # fmt: skip
     flags.DEFINE_string("output", None, "The .keras file to write.", required=True)
     flags.DEFINE_string("class_map", None, "coco_to_voc, or a YAML or JSON file: our class name -> the file's index.")
     flags.DEFINE_multi_string("set", [], "Overrides a value of the recipe: model.width=256. Repeatable.")

@@ -28,6 +28,7 @@ COMMANDS = (
     "inspect-data",
     "make-tfrecords",
     "import-weights",
+    "pack-model",
     "draw-shapes",
 )
 WITHOUT_TENSORFLOW = ("draw-shapes",)  # starts at once

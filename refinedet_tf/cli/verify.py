@@ -24,7 +24,7 @@ COMPARED = "Labeled images on which average precision is compared."
 
 def define_flags() -> None:
     """Defines the flags of this command."""
-    flags.DEFINE_string("model", None, "The .keras file of a trained model.", required=True)
+    flags.DEFINE_string("model", None, "A .keras file or the name of a pretrained model.", required=True)
     flags.DEFINE_multi_string(
         "artifact", None, "A SavedModel folder, .tflite or .onnx file. Repeatable.", required=True
     )

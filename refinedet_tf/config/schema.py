@@ -265,8 +265,8 @@ class TrainConfig:
         synchronize_batch_norm: whether batch normalization takes its statistics over the images of all GPUs, as on one
             GPU, instead of those of each GPU's own share.
         seed: random seed of initial weights, order and augmentation.
-        weights: initial weights: a file, `imagenet` (keras.applications, a download), `efficientnet_lite0` (1, 2: the
-            package of the extra lite0), or nothing.
+        weights: initial weights: a file, the name of a pretrained model, `imagenet` (keras.applications, a download),
+            `efficientnet_lite0` (1, 2: the package of the extra lite0), or nothing.
         class_map: for initial weights with other class names: `coco_to_voc`, or a file that `load_weights` takes.
         evaluate_every: number of epochs between evaluations; the last epoch is always evaluated.
         best_metric: the average precision that chooses `best.keras`, one of `BEST_METRICS`.

@@ -95,11 +95,12 @@ class Detector:
 
     @classmethod
     def load(cls, path: str | os.PathLike, num_threads: int | None = None) -> "Detector":
-        """Opens a model that this project trained or exported.
+        """Opens a model that this project trained or exported, or one that comes with the package.
 
         Args:
-            path: a .keras file, a SavedModel folder, a .tflite or .onnx file, or the work folder of a training run, of
-                which `best.keras` is loaded, or `model.keras` if the run never evaluated.
+            path: a .keras file, a name of `pretrained_models`, a SavedModel folder, a .tflite or .onnx file, or the
+                work folder of a training run, of which `best.keras` is loaded, or `model.keras` if the run never
+                evaluated.
             num_threads: threads that a .tflite or .onnx file runs on; by default one for each processor.
 
         Raises:

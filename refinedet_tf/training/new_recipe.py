@@ -36,7 +36,7 @@ data:
   val_splits: {val_splits}
   max_boxes: {max_boxes}  # the fullest training image has {fullest}
 train:
-  # {device}. To start from trained weights, name them: weights: imagenet, or a file.
+  # {device}. To start from trained weights, name them: weights: imagenet, a pretrained model, or a file.
   epochs: {epochs}
   batch_size: {batch_size}
   optimizer: adam

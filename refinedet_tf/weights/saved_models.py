@@ -10,19 +10,20 @@ from typing import Any
 
 from tensorflow import keras
 
-from refinedet_tf.errors import WeightFileError
+from refinedet_tf.errors import WeightFileError, did_you_mean
 from refinedet_tf.model import RefineDet
+from refinedet_tf.pretrained import pretrained_models
 from refinedet_tf.weights.files.keras_archive import KerasArchive, read_archive
 
 
 def load_model(path: str | os.PathLike) -> RefineDet:
-    """Opens a RefineDet that was saved as a .keras file.
+    """Opens a RefineDet that was saved as a .keras file, or one that comes with the package.
 
     The file is treated as data: nothing in it is executed, imported or downloaded. Keras's `safe_mode` is on. A network
     with more weights than the file holds is refused before memory is taken for them.
 
     Args:
-        path: the file.
+        path: the file, or a name of `pretrained_models`.
 
     Returns:
         The model, not compiled.
@@ -30,8 +31,11 @@ def load_model(path: str | os.PathLike) -> RefineDet:
     Raises:
         WeightFileError: the file is missing, damaged or not a RefineDet.
     """
+    shipped = pretrained_models()
+    if path in shipped:
+        path = shipped[path].path
     if not os.path.isfile(path):
-        raise WeightFileError(f"There is no model file {os.fspath(path)!r}.")
+        raise WeightFileError(f"There is no model file {os.fspath(path)!r}{did_you_mean(os.fspath(path), shipped)}.")
     archive = read_archive(path)
     try:
         _check_classes(archive.config, os.fspath(path))
