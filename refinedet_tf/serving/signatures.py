@@ -38,8 +38,15 @@ def signatures(
     anchors = model.anchors.numpy()  # a constant of each graph, where a tensor would be one more input of it
     settings = as_dict(config.detection)
 
+    def run_network(images: tf.Tensor) -> dict[str, tf.Tensor]:
+        # oneDNN's convolution returns an empty batch in the shape of its input. A black image stands in for none.
+        count = tf.shape(images)[0]
+        stand_in = tf.zeros([tf.cast(count == 0, tf.int32), *resizing.size, 3])
+        predictions = network(tf.concat([images, stand_in], axis=0))
+        return {name: value[:count] for name, value in predictions.items()}
+
     def predict(images: tf.Tensor) -> dict[str, tf.Tensor]:
-        return network(resizing.resize(images))
+        return run_network(resizing.resize(images))
 
     def anchors_in(image_size: tf.Tensor) -> tf.Tensor:
         # Decoding is relative to anchors: anchors relative to the image as it was sent lead to boxes relative to it.
@@ -53,7 +60,7 @@ def signatures(
 
     def serve_bytes(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
         images, image_sizes, is_valid = decode_batch(image_bytes, resizing, max_pixels)
-        boxes, scores = decode_predictions(network(images), anchors_in(image_sizes), config.objectness_threshold)
+        boxes, scores = decode_predictions(run_network(images), anchors_in(image_sizes), config.objectness_threshold)
         scores = tf.where(is_valid[:, tf.newaxis, tf.newaxis], scores, 0.0)
         detections = suppress(boxes, scores, **settings)
         return {

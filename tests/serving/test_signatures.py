@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import io
+import os
 import resource
 import subprocess
 import sys
@@ -147,6 +148,16 @@ def test_a_batch_of_no_images_gives_an_empty_result(served, name):
         assert {len(value) for value in outputs.values()} == {0}
         if name != "serving_raw":
             assert outputs["detection_boxes"].shape[1:] == (17 if settings else 500, 4)
+
+
+def test_a_batch_of_no_images_is_empty_with_onednn_too(exported):
+    # TensorFlow chooses oneDNN by the processor. Its convolution returns an empty batch in the shape of its input.
+    code = "import sys, tensorflow as tf; serve = tf.saved_model.load(sys.argv[1]).signatures['serving_default']; "
+    code += "print(serve(tf.zeros([0, 50, 40, 3], tf.uint8))['detection_boxes'].shape)"
+    environment = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": "1"}
+    command = [sys.executable, "-I", "-c", code, str(exported)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert "(0, 500, 4)" in result.stdout, result.stderr
 
 
 @pytest.mark.parametrize("count", [0, -1])
