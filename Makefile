@@ -69,7 +69,7 @@ $(VENV)/installed: setup.cfg setup.py pyproject.toml
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install --quiet --editable .[test]
+	$(BIN)/python -m pip install --quiet --editable .[test,keras-hub]
 	touch $@
 
 $(VENV_TF215)/installed-test: setup.cfg setup.py pyproject.toml

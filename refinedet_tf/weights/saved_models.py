@@ -15,12 +15,15 @@ from refinedet_tf.model import RefineDet
 from refinedet_tf.pretrained import pretrained_models
 from refinedet_tf.weights.files.keras_archive import KerasArchive, read_archive
 
+# A network of KerasCV or KerasHub may build layers behind the last map, which a detector does not keep.
+MAX_BUILT = 2  # times the weights of the file
+
 
 def load_model(path: str | os.PathLike) -> RefineDet:
     """Opens a RefineDet that was saved as a .keras file, or one that comes with the package.
 
     The file is treated as data: nothing in it is executed, imported or downloaded. Keras's `safe_mode` is on. A network
-    with more weights than the file holds is refused before memory is taken for them.
+    with far more weights than the file holds is refused before memory is taken for them.
 
     Args:
         path: the file, or a name of `pretrained_models`.
@@ -62,7 +65,7 @@ def _check_classes(config: dict[str, Any], path: str) -> None:
 
 @contextlib.contextmanager
 def _limited_weights(archive: KerasArchive) -> Iterator[None]:
-    """Lets this thread make no more weights than a file holds.
+    """Lets this thread make at most `MAX_BUILT` times the weights that a file holds.
 
     Raises:
         ValueError: while the network is being built, before the first weight too many is made.
@@ -77,9 +80,9 @@ def _limited_weights(archive: KerasArchive) -> Iterator[None]:
         if threading.get_ident() == thread and not isinstance(layer, keras.metrics.Metric):
             shape = signature.bind(layer, *args, **kwargs).arguments.get("shape") or ()
             arrays, numbers = arrays + 1, numbers + math.prod(map(int, shape))
-            if arrays > archive.arrays or numbers > archive.numbers:
+            if arrays > MAX_BUILT * archive.arrays or numbers > MAX_BUILT * archive.numbers:
                 raise ValueError(
-                    f"its configuration asks for a network with more weights than the {archive.numbers} numbers in "
+                    f"its configuration asks for a network with far more weights than the {archive.numbers} numbers in "
                     f"{archive.arrays} arrays that it holds"
                 )
         return original(layer, *args, **kwargs)
