@@ -15,7 +15,7 @@ from tests.conftest import PROJECT
 from tests.weights.caffe_writer import write_caffemodel
 from tests.weights.random_nets import random_vgg16
 
-PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md")), PROJECT / "export/serving/README.md"]
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md")), PROJECT / "export/serving/README.md"]
 
 
 def commands():

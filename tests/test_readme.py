@@ -37,6 +37,13 @@ def checkout(shapes_dir, tmp_path_factory):
     return root
 
 
+def test_the_pretrained_model_is_at_hand(checkout, monkeypatch):
+    (checkout / "cells").symlink_to(checkout / "photos/JPEGImages")
+    monkeypatch.chdir(checkout)
+    assert " objects in 12 images (0 skipped)" in run_lines(block("bash", "bccd-lite0-320"))
+    assert (checkout / "gallery.png").is_file()
+
+
 def test_the_five_lines_train_on_photos_of_ones_own(checkout, tiny_recipe, monkeypatch):
     recipe, train, *others = block("bash", "new-recipe").strip().splitlines()
     # The first line in a shell and a process of its own. Commands lie beside the Python that runs this test.
