@@ -23,7 +23,7 @@ from tests.robustness.conftest import saved_weights
 
 keras_3 = pytest.mark.skipif(KERAS_MAJOR == 2, reason="many devices have been tried with Keras 3 only")
 PLAIN = "{photometric: false, expand_max_ratio: 1.0, random_crop: false, random_interpolation: false}"
-# The paper's network: it has no batch normalization, whose statistics would depend on the devices.
+# The paper's network, narrowed: it has no batch normalization, whose statistics would depend on the devices.
 OVERRIDES = [
     "model.backbone={name: vgg16, alpha: 1.0}",
     "model.batch_norm=false",
@@ -79,8 +79,8 @@ def check_like_one(one_device, losses, values):
     if len(losses) == len(expected_losses):
         np.testing.assert_allclose(losses[0], expected_losses[0], rtol=1e-6)
     for value, expected in zip(values, expected_values, strict=True):
-        # The norms of the smallest are 5e-5.
-        assert np.linalg.norm(value - expected) <= 2e-2 * np.linalg.norm(expected) + 1e-6
+        # The norms of the smallest are 4e-4.
+        assert np.linalg.norm(value - expected) <= 2e-3 * np.linalg.norm(expected) + 1e-6
 
 
 @keras_3
