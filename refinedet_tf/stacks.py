@@ -78,15 +78,6 @@ def plain(value: Any) -> Any:
     return [plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def track(archive: keras.export.ExportArchive, name: str, resource: Any) -> None:
-    """Makes a resource, such as a lookup table, part of a SavedModel.
-
-    Keras 3 saves what is tracked; Keras 2 tracks layers only, but saves all attributes.
-    """
-    archive.track(resource)
-    setattr(archive, name, resource)
-
-
 def minimize(
     optimizer: keras.optimizers.Optimizer, loss: tf.Tensor, variables: list[tf.Variable], tape: tf.GradientTape
 ) -> None:

@@ -123,6 +123,7 @@ def checked(x: Any, y: Any, sample_weight: Any, *, find: Callable[[tf.Tensor, di
     if isinstance(x, tf.data.Dataset):
         _expect_form(x.element_spec)
 
+        @tf.autograph.experimental.do_not_convert
         def check(images: tf.Tensor, targets: dict[str, Any], *rest: tf.Tensor) -> tuple:
             fault = find(images, targets)
             with tf.control_dependencies([tf.debugging.Assert(tf.equal(fault, ""), [_FAULT, fault])]):

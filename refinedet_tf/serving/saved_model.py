@@ -1,8 +1,6 @@
 """Writing a SavedModel that detects on its own."""
 
-import contextlib
 import functools
-import io
 import os
 import tempfile
 from collections.abc import Sequence
@@ -19,7 +17,6 @@ from refinedet_tf.serving.metadata import FILES, SETTINGS
 from refinedet_tf.serving.settings import detection_settings
 from refinedet_tf.serving.signatures import signatures
 from refinedet_tf.serving.warmup import write_warmup_requests
-from refinedet_tf.stacks import track
 
 WEIGHTS = ("variables", "float32", "float16", "bfloat16")
 
@@ -85,16 +82,18 @@ def _write_graph(model: keras.Model, path: str, weights: str, max_pixels: int) -
     network = frozen_network(model, input_shape, weights) if is_frozen else functools.partial(model, training=False)
     # A graph of its own, which all signatures share.
     network = tf.function(network, input_signature=[tf.TensorSpec([None, *input_shape])], autograph=False)
-    archive = keras.export.ExportArchive()
+    archive = tf.Module()
     with tempfile.TemporaryDirectory() as folder:
         labels = os.path.join(folder, LABELS)
         write_labels(labels, model.config.classes)
-        table = label_table(labels)
-        track(archive, "label_table", table)
-        for name, (serve, inputs) in signatures(network, model, table.lookup, max_pixels).items():
-            archive.add_endpoint(name, serve, input_signature=inputs)
-        with contextlib.redirect_stdout(io.StringIO()):  # Keras prints every captured variable
-            archive.write_out(path)
+        archive.label_table = label_table(labels)
+        # Traced here: Keras's ExportArchive hands on functions, which TensorFlow would trace again to save them.
+        traced = {
+            name: tf.function(serve, input_signature=inputs, autograph=False).get_concrete_function()
+            for name, (serve, inputs) in signatures(network, model, archive.label_table.lookup, max_pixels).items()
+        }
+        archive.weights = list({id(each): each for one in traced.values() for each in one.variables}.values())
+        tf.saved_model.save(archive, path, signatures=traced)
 
 
 def _write_settings(path: str, settings: dict) -> None:
