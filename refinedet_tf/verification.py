@@ -5,6 +5,7 @@ gain or lose one near the threshold: for these, the confident detections, their 
 average precision must be close to the model's.
 """
 
+import functools
 import json
 import os
 import time
@@ -21,7 +22,7 @@ from refinedet_tf.data.shapes import draw_image
 from refinedet_tf.errors import ExportError
 from refinedet_tf.evaluation.evaluator import evaluate
 from refinedet_tf.inference.detector import Detections, Detector
-from refinedet_tf.inference.saved_model_runner import SIGNATURES, SavedModel
+from refinedet_tf.inference.saved_model_runner import SIGNATURES, SavedModel, is_exact
 from refinedet_tf.inference.tflite_runner import TFLiteModel
 from refinedet_tf.model import RefineDet
 from refinedet_tf.ops.boxes import pairwise_iou
@@ -61,7 +62,8 @@ class Agreement:
         megabytes: size of the file or folder, or of the model's weights, 10^6 bytes.
         milliseconds: median time for one image, resizing included.
         peak_mib: how far the memory of the process rose from opening the file to the last image, where the system
-            tells. Memory that an earlier form has freed is used again and not counted.
+            tells. Memory that an earlier form has freed is used again and not counted, and the first signature of a
+            SavedModel opens it for all.
         passed: whether everything is within the tolerances.
     """
 
@@ -212,19 +214,19 @@ def _compared_images(examples: Sequence[Example]) -> list[np.ndarray]:
 def _forms(path: Path) -> Iterator[_Form]:
     """All ways to run an export."""
     if path.is_dir():
-        is_exact = SavedModel(path).settings["weights"] in ("variables", "float32")
+        exact, opened = is_exact(path), functools.cache(lambda: SavedModel(path))
         for signature in SIGNATURES:
 
             def load(signature: str = signature) -> Detector:
-                return Detector.from_export(SavedModel(path, signature))
+                return Detector.from_export(opened().with_signature(signature))
 
-            yield _Form(f"{path.name} {signature}", is_exact, rounds=False, load=load)
+            yield _Form(f"{path.name} {signature}", exact, rounds=False, load=load)
     elif path.suffix == ".onnx":
         yield _Form(path.name, exact=True, rounds=False, load=lambda: Detector.load(path))
     else:
         settings = TFLiteModel(path).metadata.settings
-        is_exact, rounds = settings["quantize"] == "none", settings["input"]["type"] == "uint8"
-        yield _Form(path.name, is_exact, rounds, lambda: Detector.load(path))
+        exact, rounds = settings["quantize"] == "none", settings["input"]["type"] == "uint8"
+        yield _Form(path.name, exact, rounds, lambda: Detector.load(path))
 
 
 def _compare(

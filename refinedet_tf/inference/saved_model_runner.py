@@ -1,7 +1,9 @@
 """Running an exported SavedModel."""
 
+import contextlib
+import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,16 +39,19 @@ class SavedModel:
             ExportError: the folder is no SavedModel of this project.
         """
         path = os.fspath(path)
-        try:
+        with _damage_explained(path):
             self.settings = read_settings(path)
             self.classes = self.settings["classes"]
             self._loaded = tf.saved_model.load(path)  # kept, because a signature alone does not keep its variables
             self._serve = self._loaded.signatures[signature]
-        # Damaged folders raise errors of many kinds, from TensorFlow, Protocol Buffers and `json`.
-        except Exception as error:
-            raise ExportError(f"{path} is not a SavedModel that this project exported: {error}") from error
         self.mixed_sizes = False
         self._signature = signature
+
+    def with_signature(self, signature: str) -> "SavedModel":
+        """Returns the same opened folder, ready to run another of its signatures."""
+        other = copy.copy(self)
+        other._serve, other._signature = self._loaded.signatures[signature], signature
+        return other
 
     def detect_batch(self, images: tf.Tensor) -> dict[str, tf.Tensor]:
         """Detects in images, uint8 RGB `[b, h, w, 3]` of any size.
@@ -76,6 +81,17 @@ class SavedModel:
         return from_outputs(outputs), outputs["image_is_valid"].numpy()
 
 
+def is_exact(path: str | os.PathLike) -> bool:
+    """Returns whether a SavedModel computes with weights in float32.
+
+    Raises:
+        ExportError: the folder is no SavedModel of this project.
+    """
+    path = os.fspath(path)
+    with _damage_explained(path):
+        return read_settings(path)["weights"] in ("variables", "float32")
+
+
 def read_settings(path: str) -> dict[str, Any]:
     """Reads the settings of a SavedModel, and checks that all of its files are as they were written.
 
@@ -89,3 +105,12 @@ def read_settings(path: str) -> dict[str, Any]:
         if checksum_of_file(tf.io.gfile.join(path, name)) != checksum:
             raise ValueError(f"{name} is incomplete or has been changed")
     return settings
+
+
+@contextlib.contextmanager
+def _damage_explained(path: str) -> Iterator[None]:
+    """Damaged folders raise errors of many kinds, from TensorFlow, Protocol Buffers and `json`."""
+    try:
+        yield
+    except Exception as error:
+        raise ExportError(f"{path} is not a SavedModel that this project exported: {error}") from error
