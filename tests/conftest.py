@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from tensorflow import keras
 
+from refinedet_tf.backbones import vgg16
 from refinedet_tf.config import BackboneConfig, DetectionConfig, ModelConfig
 from refinedet_tf.data.shapes import draw_shapes
 from refinedet_tf.model import RefineDet
 from refinedet_tf.serving.tflite import convert_tflite
+from tests.narrow_vgg16 import narrow_conv
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -161,6 +163,14 @@ def tflite_files(tiny_model, shared):
         return shared(f"{quantize}_{postprocess}_{input_type}.tflite", convert)
 
     return file
+
+
+@pytest.fixture(scope="module")
+def narrow_vgg16():
+    """Makes every VGG-16 of a module a narrow one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vgg16, "_conv", narrow_conv)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -27,7 +27,7 @@ def build(mode):
 
 
 @pytest.fixture(scope="module")
-def models():
+def models(narrow_vgg16):
     """One set of weights under every form of input."""
     keras.utils.set_random_seed(3)
     result = {mode: build(mode) for mode in MODES}

@@ -15,14 +15,14 @@ from refinedet_tf.backbones import vgg16
 from refinedet_tf.config import load_config
 from refinedet_tf.training import run, trainer
 from refinedet_tf.training.devices import Devices
+from tests.narrow_vgg16 import narrow_conv
 
 
 def main(count: str, recipe: str, data_dir: str, work_dir: str, *overrides: str) -> None:
     """Trains."""
     logging.set_verbosity(logging.INFO)
     losses = []
-    convolution = vgg16._conv
-    vgg16._conv = lambda x, filters, *args, **kwargs: convolution(x, filters // 4, *args, **kwargs)
+    vgg16._conv = narrow_conv
     run.ProgressBar.show = lambda self, logs: losses.append(float(logs["loss"]))
     if int(count) > 1:
         names = [f"CPU:{index}" for index in range(int(count))]
