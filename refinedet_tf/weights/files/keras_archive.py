@@ -1,5 +1,6 @@
 """Looks into .keras files without Keras."""
 
+import io
 import json
 import os
 import zipfile
@@ -61,7 +62,9 @@ def read_archive(path: str | os.PathLike) -> KerasArchive:
                 raise ValueError("its config.json is too large")
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} in it is damaged")
-            with archive.open("model.weights.h5") as weights, h5py.File(weights, "r") as file:
+            # From memory: within an archive, each step back would read and sum up everything before it again.
+            weights = io.BytesIO(archive.read("model.weights.h5"))
+            with h5py.File(weights, "r") as file:
                 sizes = [dataset.size for dataset in check_datasets(file, size)]
             config = json.loads(archive.read("config.json"))
         if not isinstance(config, dict):
