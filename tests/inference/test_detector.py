@@ -17,37 +17,45 @@ def photo():
     return np.random.default_rng(3).integers(0, 256, (90, 70, 3), dtype=np.uint8)
 
 
-def test_detections_are_those_of_the_model_without_padding(tiny_model, photo):
+@pytest.fixture(scope="module")
+def live(tiny_model):
+    return Detector.from_model(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def served(exported):
+    return Detector.load(exported)
+
+
+def test_detections_are_those_of_the_model_without_padding(tiny_model, live, photo):
     resized = tf.image.resize(tf.cast(photo, tf.float32)[tf.newaxis], tiny_model.config.input_size)
     expected = {name: value[0].numpy() for name, value in tiny_model.detect(resized).items()}
     count = expected["num_detections"]
-    found = Detector.from_model(tiny_model).detect(photo)
+    found = live.detect(photo)
     assert len(found.scores) == count > 0
     np.testing.assert_allclose(found.scores, expected["scores"][:count], rtol=1e-5)
     np.testing.assert_array_equal(found.classes, expected["classes"][:count])
     np.testing.assert_allclose(found.boxes, np.clip(expected["boxes"][:count], 0, 1), atol=1e-5)
 
 
-def test_the_score_threshold_cuts_the_tail(tiny_model, photo):
-    detector = Detector.from_model(tiny_model)
-    everything = detector.detect(photo)
+def test_the_score_threshold_cuts_the_tail(live, photo):
+    everything = live.detect(photo)
     threshold = float(everything.scores.max() + everything.scores.min()) / 2
-    best = detector.detect(photo, threshold)
+    best = live.detect(photo, threshold)
     kept = everything.scores >= threshold
     assert 0 < kept.sum() < len(kept)
     np.testing.assert_array_equal(best.boxes, everything.boxes[kept])
 
 
-def test_model_file_and_saved_model_detect_the_same(tiny_model, exported, photo, tmp_path):
+def test_model_file_and_saved_model_detect_the_same(tiny_model, live, served, photo, tmp_path):
     tiny_model.save(tmp_path / "model.keras")
-    live = Detector.from_model(tiny_model).detect(photo)
-    for path in (tmp_path / "model.keras", exported):
-        detector = Detector.load(path)
+    expected = live.detect(photo)
+    for detector in (Detector.load(tmp_path / "model.keras"), served):
         assert detector.classes == tiny_model.config.classes
         found = detector.detect(photo)
-        np.testing.assert_array_equal(found.classes, live.classes)
-        np.testing.assert_allclose(found.scores, live.scores, rtol=1e-5)
-        np.testing.assert_allclose(found.boxes, live.boxes, atol=1e-5)
+        np.testing.assert_array_equal(found.classes, expected.classes)
+        np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)
+        np.testing.assert_allclose(found.boxes, expected.boxes, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +74,8 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("form", ["model", "saved_model"])
-def test_a_list_of_mixed_sizes_gives_what_each_image_gives_alone(tiny_model, exported, photos, form, monkeypatch):
-    detector = Detector.load(exported) if form == "saved_model" else Detector.from_model(tiny_model)
+def test_a_list_of_mixed_sizes_gives_what_each_image_gives_alone(live, served, photos, form, monkeypatch):
+    detector = served if form == "saved_model" else live
     batches, run = [], detector._run
     monkeypatch.setattr(detector, "_run", lambda images: batches.append(len(images)) or run(images))
     found = detector.detect(photos, 0.3)
@@ -79,8 +87,7 @@ def test_a_list_of_mixed_sizes_gives_what_each_image_gives_alone(tiny_model, exp
     assert detector.detect([]) == []
 
 
-def test_every_form_of_an_image_gives_the_same(tiny_model, photo, tmp_path):
-    detector = Detector.from_model(tiny_model)
+def test_every_form_of_an_image_gives_the_same(live, photo, tmp_path):
     picture = Image.fromarray(photo)
     exif = Image.Exif()
     exif[0x0112] = 8  # to be turned counterclockwise by 90 degrees when shown
@@ -95,8 +102,8 @@ def test_every_form_of_an_image_gives_the_same(tiny_model, photo, tmp_path):
         tmp_path / "turned.png",
         str(tmp_path / "turned.png"),
     ]
-    expected = detector.detect(photo)
-    for found in [*detector.detect(tuple(forms)), *map(detector.detect, forms)]:
+    expected = live.detect(photo)
+    for found in [*live.detect(tuple(forms)), *map(live.detect, forms)]:
         assert_same(found, expected)
 
 
@@ -166,11 +173,11 @@ def test_gray_photos_become_rgb(tmp_path):
 
 
 @pytest.mark.parametrize("image", [np.zeros((4, 4, 3), np.float32), np.zeros((4, 4), np.uint8)])
-def test_arrays_that_are_no_images_are_refused(tiny_model, image):
+def test_arrays_that_are_no_images_are_refused(live, image):
     with pytest.raises(DataError, match="The image must be uint8"):
-        Detector.from_model(tiny_model).detect(image)
+        live.detect(image)
     with pytest.raises(DataError, match="Image 1 of the list must be uint8"):
-        Detector.from_model(tiny_model).detect([np.zeros((4, 4, 3), np.uint8), image])
+        live.detect([np.zeros((4, 4, 3), np.uint8), image])
 
 
 def test_what_is_no_model_or_image_is_named(tmp_path):
