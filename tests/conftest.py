@@ -32,24 +32,26 @@ hypothesis.settings.load_profile("suite")
 
 # Files that take longest, longest first. They start first, so that the workers of `make test` end at about one time.
 LONGEST = (
+    "training/test_devices.py",
     "robustness/test_kills.py",
-    "weights/test_import_vgg16.py",
+    "test_stacks.py",
     "test_model.py",
-    "serving/test_tflite.py",
+    "test_readme.py",
+    "weights/test_import_vgg16.py",
     "weights/test_import_resnet101.py",
-    "robustness/test_disk.py",
+    "test_docs.py",
+    "serving/test_signatures.py",
+    "weights/test_saved_models.py",
+    "data/test_pipeline.py",
+    "test_verification.py",
+    "weights/test_load_weights.py",
+    "test_ablations.py",
+    "backbones/test_kerascv.py",
     "cli/test_commands.py",
     "export/test_exports.py",
-    "serving/test_signatures.py",
-    "test_readme.py",
-    "test_docs.py",
-    "test_keras_contract.py",
-    "test_ablations.py",
-    "backbones/test_resnet101.py",
-    "weights/test_load_weights.py",
+    "training/test_trainer.py",
     "weights/test_imagenet.py",
-    "backbones/test_preprocessing.py",
-    "backbones/test_kerascv.py",
+    "test_keras_contract.py",
 )
 
 
