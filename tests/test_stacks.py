@@ -8,7 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from tensorflow import keras
+import tensorflow as tf
 
 import refinedet_tf as rd
 from refinedet_tf import stacks
@@ -64,10 +64,11 @@ def test_this_stack_opens_a_model_of_the_other_one_and_its_exports_pass(exchange
 
 
 def test_the_version_is_that_of_tensorflows_keras_and_else_that_of_the_package(monkeypatch):
+    # `tf.keras` is looked up now, as in the module: TensorFlow replaces it when it is first used.
     version = importlib.metadata.version("keras")
-    monkeypatch.setattr(keras, "__version__", "2.99", raising=False)
+    monkeypatch.setattr(tf.keras, "__version__", "2.99", raising=False)
     assert runpy.run_path(stacks.__file__)["KERAS_VERSION"] == "2.99"
-    monkeypatch.setattr(keras, "__version__", None)
+    monkeypatch.setattr(tf.keras, "__version__", None)
     assert runpy.run_path(stacks.__file__)["KERAS_VERSION"] == version
 
 
