@@ -48,8 +48,6 @@ from .inference.video import detect_video as detect_video
 from .losses import RefineDetLoss as RefineDetLoss
 from .model import RefineDet as RefineDet
 from .model import build_model as build_model
-from .pretrained import PretrainedModel as PretrainedModel
-from .pretrained import pretrained_models as pretrained_models
 from .training.trainer import train as train
 from .verification import Agreement as Agreement
 from .verification import verify as verify
@@ -57,3 +55,5 @@ from .visualization import draw_detections as draw_detections
 from .weights import WeightReport as WeightReport
 from .weights import load_model as load_model
 from .weights import load_weights as load_weights
+from .weights.pretrained import PretrainedModel as PretrainedModel
+from .weights.pretrained import pretrained_models as pretrained_models

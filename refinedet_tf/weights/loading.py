@@ -8,7 +8,6 @@ import h5py
 from refinedet_tf.backbones import input_form, packaged_weights
 from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
-from refinedet_tf.pretrained import pretrained_models
 from refinedet_tf.weights.assignment import WeightReport, Weights, assign
 from refinedet_tf.weights.class_maps import ClassMap, fit_classes, read_class_map
 from refinedet_tf.weights.conversion.caffe import caffe_weights, pytorch_weights
@@ -18,6 +17,7 @@ from refinedet_tf.weights.conversion.keras_files import h5_weights, keras_weight
 from refinedet_tf.weights.files.caffe import is_caffemodel
 from refinedet_tf.weights.files.keras_archive import is_keras_archive
 from refinedet_tf.weights.files.pytorch import is_pytorch_file
+from refinedet_tf.weights.pretrained import find_file
 
 
 def load_weights(model: RefineDet, path: str | os.PathLike, class_map: ClassMap | None = None) -> WeightReport:
@@ -65,10 +65,7 @@ def _read(model: RefineDet, path: str | os.PathLike) -> Weights:
         return imagenet_weights(model)
     if path in (packaged := packaged_weights()):
         return pytorch_weights(model, packaged_file(packaged[path]))
-    if path in (shipped := pretrained_models()):
-        return keras_weights(shipped[path].path)
-    if not os.path.isfile(path):
-        raise WeightFileError(f"There is no weight file {os.fspath(path)!r}.")
+    path = find_file(path, "weight")
     if is_pytorch_file(path):
         return pytorch_weights(model, path)
     if zipfile.is_zipfile(path):

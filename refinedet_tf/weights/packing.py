@@ -12,9 +12,8 @@ import numpy as np
 from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
 from refinedet_tf.weights.assignment import named_variables
+from refinedet_tf.weights.files.hdf5_probe import KERAS_WEIGHTS
 from refinedet_tf.weights.saved_models import load_model
-
-_WEIGHTS = "model.weights.h5"  # Keras's name
 
 
 def pack_model(source: str | os.PathLike, output: str | os.PathLike) -> None:
@@ -41,7 +40,7 @@ def pack_model(source: str | os.PathLike, output: str | os.PathLike) -> None:
         with zipfile.ZipFile(single) as old, zipfile.ZipFile(half, "w") as new:
             for name in old.namelist():
                 content = old.read(name)
-                new.writestr(name, _half_precision(content) if name == _WEIGHTS else content)
+                new.writestr(name, _half_precision(content) if name == KERAS_WEIGHTS else content)
         os.replace(half, output)
 
 

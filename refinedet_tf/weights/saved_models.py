@@ -10,10 +10,10 @@ from typing import Any
 
 from tensorflow import keras
 
-from refinedet_tf.errors import WeightFileError, did_you_mean
+from refinedet_tf.errors import WeightFileError
 from refinedet_tf.model import RefineDet
-from refinedet_tf.pretrained import pretrained_models
 from refinedet_tf.weights.files.keras_archive import KerasArchive, read_archive
+from refinedet_tf.weights.pretrained import find_file
 
 # A network of KerasCV or KerasHub may build layers behind the last map, which a detector does not keep.
 MAX_BUILT = 2  # times the weights of the file
@@ -34,11 +34,7 @@ def load_model(path: str | os.PathLike) -> RefineDet:
     Raises:
         WeightFileError: the file is missing, damaged or not a RefineDet.
     """
-    shipped = pretrained_models()
-    if path in shipped:
-        path = shipped[path].path
-    if not os.path.isfile(path):
-        raise WeightFileError(f"There is no model file {os.fspath(path)!r}{did_you_mean(os.fspath(path), shipped)}.")
+    path = find_file(path, "model")
     archive = read_archive(path)
     try:
         _check_classes(archive.config, os.fspath(path))

@@ -12,6 +12,8 @@ import zipfile
 
 import h5py
 
+KERAS_WEIGHTS = "model.weights.h5"  # the member of a .keras file that holds its weights
+
 
 def check_datasets(file: h5py.File, max_bytes: int) -> list[h5py.Dataset]:
     """Checks what a file claims to hold, before any of it is read.
@@ -47,9 +49,9 @@ def main(path: str, max_bytes: int) -> None:
     source = path
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if archive.getinfo("model.weights.h5").file_size > max_bytes:
+            if archive.getinfo(KERAS_WEIGHTS).file_size > max_bytes:
                 raise ValueError("it is compressed; Keras never compresses, so this may be a zip bomb")
-            source = io.BytesIO(archive.read("model.weights.h5"))
+            source = io.BytesIO(archive.read(KERAS_WEIGHTS))
     with h5py.File(source, "r") as file:
         datasets = check_datasets(file, max_bytes)
         items = [file]

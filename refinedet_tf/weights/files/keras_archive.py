@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 
 from refinedet_tf.errors import WeightFileError
-from refinedet_tf.weights.files.hdf5_probe import check_datasets
+from refinedet_tf.weights.files.hdf5_probe import KERAS_WEIGHTS, check_datasets
 
 MAX_CONFIG_BYTES = 2**20  # of config.json; a RefineDet's has some thousand bytes
 
@@ -63,7 +63,7 @@ def read_archive(path: str | os.PathLike) -> KerasArchive:
             if damaged := archive.testzip():
                 raise ValueError(f"{damaged} in it is damaged")
             # From memory: within an archive, each step back would read and sum up everything before it again.
-            weights = io.BytesIO(archive.read("model.weights.h5"))
+            weights = io.BytesIO(archive.read(KERAS_WEIGHTS))
             with h5py.File(weights, "r") as file:
                 sizes = [dataset.size for dataset in check_datasets(file, size)]
             config = json.loads(archive.read("config.json"))
