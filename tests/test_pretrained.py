@@ -94,7 +94,10 @@ def test_nothing_else_lies_in_the_folder():
     assert {path.stem for path in pretrained._FOLDER.glob("*.keras")} == set(NAMES)
 
 
-@pytest.mark.parametrize(("name", "folder", "split"), [("bccd-lite0-320", "bccd/BCCD", "test")])
+@pytest.mark.parametrize(
+    ("name", "folder", "split"),
+    [("voc-lite0-320", "voc07_416/VOCdevkit/VOC2007", "val"), ("bccd-lite0-320", "bccd/BCCD", "test")],
+)
 def test_it_detects_as_well_as_its_card_says(name, folder, split):
     data_dir = PROJECT.parent / "shared/data" / folder
     if not data_dir.is_dir():

@@ -19,13 +19,26 @@ REACHED = 0.5  # the IoU of matching
 SMALL = 16  # pixels; at 320 x 320 the smallest anchors of the paper are 32
 SEARCHED_BOXES = 4000
 IMAGES_ON_CPU, IMAGES_ON_GPUS = 12_000, 600_000  # images that a training sees; about 40 epochs of 300 images on CPUs
+# What a training starts from. On CPUs it is the pretrained detector, so the network has to be the same.
+ON_CPU = {
+    "backbone": "{name: efficientnet_lite0, frozen_stages: 2}",
+    "width": 96,
+    "learning_rate": 5e-4,
+    "weights": "voc-lite0-320  # comes with the package",
+}
+ON_GPUS = {
+    "backbone": "{name: resnet101}",
+    "width": 256,
+    "learning_rate": 1e-3,
+    "weights": "imagenet  # of keras.applications, a download",
+}
 
 _TEMPLATE = """\
 # {data_dir}: {images} training images, {boxes} objects.
 model:
   classes: {classes}
   input_size: [{size}, {size}]  # {size_reason}
-  backbone: {{name: {backbone}}}
+  backbone: {backbone}
   width: {width}
   batch_norm: true
   # Anchors of these sizes reach {coverage:.3f} of the training boxes at IoU 0.5; those of the paper, {paper:.3f}.
@@ -36,7 +49,7 @@ data:
   val_splits: {val_splits}
   max_boxes: {max_boxes}  # the fullest training image has {fullest}
 train:
-  # {device}. To start from trained weights, name them: weights: imagenet, a pretrained model, or a file.
+  # {device}.
   epochs: {epochs}
   batch_size: {batch_size}
   optimizer: adam
@@ -46,6 +59,7 @@ train:
   weight_decay: 1.0e-4
   clip_norm: 10.0
   evaluate_every: {evaluate_every}
+  weights: {weights}
 """
 
 
@@ -88,8 +102,7 @@ def new_recipe(
         classes=_flow(train_set.classes),
         size=size,
         size_reason=size_reason,
-        backbone="resnet101" if gpus else "mobilenet_v1, alpha: 0.75",
-        width=256 if gpus else 128,
+        **(ON_GPUS if gpus else ON_CPU),
         coverage=coverage(boxes, size, anchors),
         paper=coverage(boxes, size, PAPER_SIZES),
         anchors=_flow([float(anchor) for anchor in anchors]),
@@ -101,7 +114,6 @@ def new_recipe(
         device=f"For {gpus} GPU{'s' * (gpus > 1)}" if gpus else "For CPUs",
         epochs=epochs,
         batch_size=batch_size,
-        learning_rate=1e-3,
         warmup_steps=min(500, max(1, steps // 20)),
         evaluate_every=max(1, epochs // 10),
     )

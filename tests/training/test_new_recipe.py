@@ -3,7 +3,9 @@ import pytest
 
 from refinedet_tf.config import load_config
 from refinedet_tf.errors import DataError
+from refinedet_tf.model import build_model
 from refinedet_tf.training.new_recipe import PAPER_SIZES, _nearest_overlap, coverage, fit_anchors, new_recipe
+from refinedet_tf.weights import load_weights
 
 
 def random_boxes(rng, side, ratio, count=300):
@@ -56,6 +58,14 @@ def test_a_recipe_fits_its_data_and_can_be_loaded(shapes_dir, tmp_path):
     path.write_text(new_recipe("voc", shapes_dir, ["train"], ["val"], gpus=4))
     assert load_config(path).train.batch_size == 8 < on_gpus.train.batch_size  # there are eight images
     assert load_config(path).model.backbone.name == "resnet101"
+
+
+def test_on_cpus_everything_but_the_classes_starts_from_a_pretrained_detector(shapes_dir, tmp_path):
+    path = tmp_path / "my.yaml"
+    path.write_text(new_recipe("voc", shapes_dir, ["train"], ["val"], gpus=0))
+    config = load_config(path)
+    kept = load_weights(build_model(config), config.train.weights).kept
+    assert sorted(kept) == [f"odm{level}_classes/{kind}" for level in range(3, 7) for kind in ("bias", "kernel")]
 
 
 def test_missing_splits_are_named(shapes_dir):
