@@ -4,7 +4,8 @@ python benchmarks/retinanet.py DATA_DIR WORK_DIR [--config=refinedet320_lite0_bc
 
 Both have the recipe's images, augmentation, input size, batch size, optimizer and schedule, and a backbone of
 EfficientNet-Lite0 with the same ImageNet weights. RefineDet trains for the recipe's epochs; RetinaNet trains for as
-many as fit into the same time. Run it on a machine that does nothing else.
+many as fit into the same time. Run it on a machine that does nothing else. The same command takes a finished RefineDet
+from WORK_DIR.
 """
 
 import functools
@@ -28,6 +29,7 @@ from refinedet_tf.training.optimizers import build_optimizer
 from refinedet_tf.weights import load_weights
 
 FLAGS = flags.FLAGS
+IMAGENET_WEIGHTS = "train.weights=efficientnet_lite0"  # not a detector's: no part of RetinaNet could start from it
 
 
 class RetinaNetDetector:
@@ -74,6 +76,22 @@ def build_retinanet(config: rd.Config, steps_per_epoch: int) -> keras.Model:
     return model
 
 
+def train_refinedet(config: rd.Config, data_dir: str, work_dir: Path) -> tuple[keras.Model, float]:
+    """Trains the recipe, unless WORK_DIR has it trained; returns the model and the seconds, evaluations included.
+
+    Raises:
+        SystemExit: If an earlier run was interrupted, so that its time is not known.
+    """
+    run, time_file = work_dir / "refinedet", work_dir / "refinedet_seconds.txt"
+    if run.exists() and not time_file.exists():
+        raise SystemExit(f"{run} was interrupted, so its time is not known; remove it or name another WORK_DIR.")
+    start = time.perf_counter()
+    model = rd.train(config, data_dir, run)
+    if not time_file.exists():
+        time_file.write_text(f"{time.perf_counter() - start}\n")
+    return model, float(time_file.read_text())
+
+
 def train_retinanet(config: rd.Config, data: ExampleSet, seconds: float) -> tuple[keras.Model, int, float]:
     """Trains for as many epochs as fit into a time; returns the model, the epochs and the seconds."""
     height, width = config.model.input_size
@@ -98,17 +116,15 @@ def train_retinanet(config: rd.Config, data: ExampleSet, seconds: float) -> tupl
 
 def main(argv: list[str]) -> None:
     """Prints both results in one table."""
-    data_dir, work_dir = argv[1:]
-    load = functools.partial(rd.load_config, FLAGS.config, overrides=FLAGS.set)
+    data_dir, work_dir = argv[1], Path(argv[2])
+    load = functools.partial(rd.load_config, FLAGS.config, overrides=[IMAGENET_WEIGHTS, *FLAGS.set])
     config = load()
-    start = time.perf_counter()
-    refinedet = rd.train(config, data_dir, Path(work_dir) / "refinedet")
-    seconds = time.perf_counter() - start
+    refinedet, seconds = train_refinedet(config, data_dir, work_dir)
     classes = config.model.classes
     train_set = rd.read_data(config.data, data_dir, config.data.train_splits, classes)
     val_set = rd.read_data(config.data, data_dir, config.data.val_splits, classes)
     retinanet, epochs, retinanet_seconds = train_retinanet(load(), train_set, seconds)
-    retinanet.save_weights(Path(work_dir) / "retinanet.weights.h5")
+    retinanet.save_weights(work_dir / "retinanet.weights.h5")
     print(f"RefineDet: {config.train.epochs} epochs in {seconds / 60:.1f} minutes, evaluations included")
     print(f"RetinaNet: {epochs} epochs in {retinanet_seconds / 60:.1f} minutes")
     results = {
